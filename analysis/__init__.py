@@ -1,0 +1,1 @@
+"""Measurements on tokens, selections and runs."""

@@ -1,0 +1,102 @@
+"""Control: average pooling of the token grid, the stand-in for feeding a smaller image."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import log
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from tokenprune.budget import Keep, keep_count
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+
+@lru_cache(maxsize=1024)
+def pooled_grid(rows: int, columns: int, keep: int) -> tuple[int, int]:
+    """The raster of at most `keep` cells that best fills the budget without distorting the image.
+
+    Among all (r, c) with r <= rows, c <= columns and r c <= keep, the one with the least
+    (keep - r c) / keep + |log((r / c) / (rows / columns))| / 2; ties go to fewer rows.
+
+    Examples:
+        >>> pooled_grid(24, 24, 64), pooled_grid(24, 24, 128), pooled_grid(16, 16, 300)
+        ((8, 8), (11, 11), (16, 16))
+    """
+
+    def cost(cell: tuple[int, int]) -> float:
+        r, c = cell
+        return (keep - r * c) / keep + abs(log(r * columns / (c * rows))) / 2
+
+    choices = [(r, min(columns, keep // r)) for r in range(1, min(rows, keep) + 1)]
+    return min(((r, c) for r, widest in choices for c in range(1, widest + 1)), key=cost)
+
+
+def grid_pool(visual: Float[Tensor, "n d"], grid: tuple[int, int], pooled: tuple[int, int]) -> Float[Tensor, "k d"]:
+    """Adaptive average pooling of a token raster, in float32, returned in the input's dtype.
+
+    Args:
+        visual: (rows * columns, d), raster order.
+        grid: (rows, columns).
+        pooled: (r, c), the new raster.
+
+    Returns:
+        (r * c, d) in raster order. Cells overlap by one token where r does not divide rows, as in
+        `torch.nn.functional.adaptive_avg_pool2d`.
+    """
+    image = visual.T.reshape(1, visual.shape[1], *grid)
+    work = image if image.dtype == torch.float64 else image.float()
+    return adaptive_avg_pool2d(work, pooled).flatten(2)[0].T.to(visual.dtype).contiguous()
+
+
+@dataclass(frozen=True, repr=False)
+class GridPool(PruningStrategy):
+    """Average-pool the token grid to about `keep` tokens: what a smaller image would have given.
+
+    Plain downsampling beats many published methods (arXiv 2510.07143), so it belongs in every table. The number kept
+    is the largest well-shaped raster within the budget (`pooled_grid`), never more. A pooled token takes the position
+    of the token at the middle of its cell.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float); an upper limit.
+
+    Raises:
+        ValueError: in `select`, when the tokens are no complete raster (put GridPool first in a pipeline).
+
+    Examples:
+        >>> GridPool(keep=5).select(Tokens(torch.zeros(16, 2), grid=(4, 4))).indices
+        tensor([ 5,  7, 13, 15])
+    """
+
+    name: ClassVar[str] = "grid_pool"
+    summary: ClassVar[str] = "control: average pooling, a smaller image"
+    needs = frozenset({"grid"})
+    merges = True
+    whole_raster = True
+
+    keep: Keep
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """Cells of the pooled raster."""
+        if tokens.grid is None:
+            return None
+        rows, columns = pooled_grid(*tokens.grid, keep_count(self.keep, tokens.original))
+        return rows * columns
+
+    def _select(self, tokens: Tokens) -> Selection:
+        if tokens.grid is None or tokens.n != tokens.original:
+            raise ValueError(
+                f"GridPool: needs the complete raster, got {tokens.n} of {tokens.original} tokens; put it first"
+            )
+        rows, columns = tokens.grid
+        r, c = pooled_grid(rows, columns, keep_count(self.keep, tokens.original))
+        middle_row = torch.arange(1, 2 * r, 2) * rows // (2 * r)
+        middle_column = torch.arange(1, 2 * c, 2) * columns // (2 * c)
+        indices = (middle_row[:, None] * columns + middle_column).flatten().to(tokens.visual.device)
+        return Selection(indices=indices, total=tokens.n, features=grid_pool(tokens.visual, tokens.grid, (r, c)))

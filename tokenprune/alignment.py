@@ -1,0 +1,171 @@
+"""Stage 1 of TrimTokenator: keep the visual tokens that are best aligned with the text."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, check_choice, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+Metric = Literal["sqeuclidean", "euclidean", "cosine"]
+Reduce = Literal["mean", "max"]
+TextSource = Literal["prompt", "question"]
+
+_CHUNK = 512  # text tokens per block where a distance to each one is needed: memory stays O(512 n)
+
+
+def alignment_score(
+    visual: Float[Tensor, "n d"],
+    text: Float[Tensor, "m d"],
+    *,
+    metric: Metric = "sqeuclidean",
+    reduce: Reduce = "mean",
+) -> Float[Tensor, " n"]:
+    r"""How well each visual token agrees with the text; larger is better.
+
+    Default: $\alpha_i = -\frac1m \sum_j \lVert v_i - t_j\rVert^2$, which equals
+    $-\lVert v_i-\bar t\rVert^2 - \frac1m\sum_j\lVert t_j-\bar t\rVert^2$ with the mean text embedding $\bar t$: O(nd),
+    no n x m matrix. The text enters through $\bar t$ alone, so word order does not matter.
+
+    TrimTokenator (arXiv 2509.00320) calls the score an approximation of mutual information. It is not a value in nats.
+    The formula is the one of a third-party re-implementation; whether the paper squares the norm or normalises the
+    vectors is open, hence the options.
+
+    Scores are computed in float32 (float64 for float64 input) after scaling by a power of two, so half precision inputs
+    of any size neither overflow nor lose their order; the result saturates at the range of that type.
+
+    Args:
+        visual: (n, d), projector output, any floating dtype.
+        text: (m, d), input embeddings of the text tokens, m >= 1.
+        metric: "sqeuclidean" and "euclidean" score by negative distance, "cosine" by cosine similarity (zero vectors
+            have similarity 0 with everything).
+        reduce: "mean" over text tokens, or "max": agreement with the best matching one.
+
+    Returns:
+        float32 (n,); float64 when `visual` is float64.
+
+    Raises:
+        ValueError: for an unknown metric or reduce, or an empty text.
+
+    Examples:
+        >>> visual = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> alignment_score(visual, torch.tensor([[0.0, 0.0]]))
+        tensor([ -0., -25.])
+    """
+    return _unscaled(*_scaled_scores(visual, text, metric, reduce))
+
+
+def _scaled_scores(
+    visual: Float[Tensor, "n d"], text: Float[Tensor, "m d"], metric: str, reduce: str
+) -> tuple[Float[Tensor, " n"], Int[Tensor, ""]]:
+    """Scores divided by a power of two, and its exponent: ranking by them is safe from overflow."""
+    check_choice("alignment_score", "metric", metric, get_args(Metric))
+    check_choice("alignment_score", "reduce", reduce, get_args(Reduce))
+    if text.shape[0] == 0:
+        raise ValueError("alignment_score: text has no rows; the prompt holds no text token to align with")
+    dtype = torch.float64 if visual.dtype == torch.float64 else torch.float32
+    v, t = visual.to(dtype), text.to(dtype)
+    # Multiplying by a power of two is exact, so ordinary inputs give the very bits of the plain formula. The limits keep
+    # that power itself a normal float32 number.
+    exponent = torch.frexp(torch.maximum(v.abs().amax(), t.abs().amax())).exponent.clamp(-100, 126)
+    v, t = torch.ldexp(v, -exponent), torch.ldexp(t, -exponent)
+    if metric == "cosine":
+        return _cosine(v, t, reduce), torch.zeros_like(exponent)
+    power = exponent if metric == "euclidean" else 2 * exponent
+    if metric == "sqeuclidean" and reduce == "mean":
+        centre = t.mean(0)
+        return -((v - centre).square().sum(-1) + (t - centre).square().sum(-1).mean()), power
+    return _over_text(v, t, metric, reduce), power
+
+
+def _unscaled(scores: Float[Tensor, " n"], exponent: Int[Tensor, ""]) -> Float[Tensor, " n"]:
+    # In float64, where neither the power nor the product overflows, unless the input itself was near that range.
+    exact = torch.ldexp(scores.double(), exponent)
+    return exact.clamp(min=torch.finfo(scores.dtype).min).to(scores.dtype)
+
+
+def _cosine(v: Float[Tensor, "n d"], t: Float[Tensor, "m d"], reduce: str) -> Float[Tensor, " n"]:
+    unit_v, unit_t = _unit(v), _unit(t)
+    if reduce == "mean":
+        return unit_v @ unit_t.mean(0)
+    return torch.stack([(unit_v @ part.T).amax(1) for part in unit_t.split(_CHUNK)]).amax(0)
+
+
+def _over_text(v: Float[Tensor, "n d"], t: Float[Tensor, "m d"], metric: str, reduce: str) -> Float[Tensor, " n"]:
+    parts = []
+    for part in t.split(_CHUNK):
+        distance = torch.cdist(v, part, compute_mode="donot_use_mm_for_euclid_dist")
+        similarity = -(distance if metric == "euclidean" else distance.square())
+        parts.append(similarity.amax(1) if reduce == "max" else similarity.sum(1))
+    stacked = torch.stack(parts)
+    return stacked.amax(0) if reduce == "max" else stacked.sum(0) / t.shape[0]
+
+
+def _unit(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    # Two steps, so that tiny rows do not underflow when squared; a zero row stays zero.
+    x = x / x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(1.0)
+
+
+def top_k(scores: Float[Tensor, " n"], k: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """The k largest scores: (indices ascending, indices by falling score); ties go to the lowest index."""
+    order = scores.sort(descending=True, stable=True).indices[:k]
+    return order.sort().values, order
+
+
+@dataclass(frozen=True, repr=False)
+class MIAlignment(PruningStrategy):
+    """Keep the visual tokens best aligned with the text: stage 1 of TrimTokenator (arXiv 2509.00320).
+
+    Score and formula: see `alignment_score`.
+
+    Deviations: the paper's abstract names a mutual-information criterion approximated by an L2 norm; the concrete
+    defaults (squared, unnormalised, mean over all prompt tokens) are those of a third-party re-implementation.
+
+    Args:
+        keep: int, a number of tokens, or float in (0, 1], a share of the image's original tokens.
+        metric: "sqeuclidean" (default), "euclidean" or "cosine".
+        reduce: "mean" over the text tokens (default) or "max", the best matching one.
+        text: "prompt", all text of the prompt (default), or "question", only the tokens marked in `Tokens.question`.
+
+    Examples:
+        >>> tokens = Tokens(torch.tensor([[0.0], [5.0], [1.0]]), text=torch.tensor([[0.0]]))
+        >>> MIAlignment(keep=2).select(tokens).indices
+        tensor([0, 2])
+    """
+
+    name: ClassVar[str] = "mi_alignment"
+    paper: ClassVar[str] = "TrimTokenator, arXiv 2509.00320 (stage 1)"
+    summary: ClassVar[str] = "keep the tokens nearest to the text embeddings"
+    needs = frozenset({"text"})
+    equivariant = True
+
+    keep: Keep
+    _: KW_ONLY
+    metric: Metric = "sqeuclidean"
+    reduce: Reduce = "mean"
+    text: TextSource = "prompt"
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        check_choice("MIAlignment", "metric", self.metric, get_args(Metric))
+        check_choice("MIAlignment", "reduce", self.reduce, get_args(Reduce))
+        check_choice("MIAlignment", "text", self.text, get_args(TextSource))
+        if self.text == "question":
+            object.__setattr__(self, "needs", frozenset({"text", "question"}))
+
+    def _select(self, tokens: Tokens) -> Selection:
+        text = tokens.text
+        if text is None:  # `select` has checked it; this tells the type checker
+            raise ValueError("MIAlignment: needs Tokens.text")
+        if self.text == "question" and tokens.question is not None:
+            text = text[tokens.question]
+        if text.shape[0] == 0:
+            raise ValueError(f"MIAlignment: the {self.text} holds no text token; use text='prompt' or another strategy")
+        scores, exponent = _scaled_scores(tokens.visual, text, self.metric, self.reduce)
+        indices, order = top_k(scores, self.count(tokens))
+        return Selection(indices=indices, total=tokens.n, order=order, scores=_unscaled(scores, exponent))

@@ -1,0 +1,69 @@
+"""Budget arithmetic: the one place where a number of tokens is rounded."""
+
+import math
+from decimal import ROUND_HALF_UP, Decimal
+from numbers import Integral, Real
+from typing import TypeAlias
+
+Keep: TypeAlias = int | float
+"""How much to keep: an int is a number of tokens, a float in (0, 1] a share of the image's original tokens."""
+
+
+def check_keep(keep: object, *, owner: str, parameter: str = "keep") -> Keep:
+    """Return `keep` as a plain int or float, or raise an error that names owner, parameter and value.
+
+    Args:
+        keep: a positive int (number of tokens) or a float in (0, 1] (share of the image's original tokens).
+        owner: the class or function whose argument this is; it starts the error message.
+        parameter: the argument's name.
+
+    Returns:
+        The same value as a built-in int or float (NumPy scalars are converted).
+
+    Raises:
+        TypeError: for a bool or anything that is no real number.
+        ValueError: for 0, a negative number, NaN, or a float above 1.
+
+    Examples:
+        >>> check_keep(64, owner="Demo")
+        64
+        >>> check_keep(1.5, owner="Demo")
+        Traceback (most recent call last):
+        ValueError: Demo: keep must be a positive int (tokens) or a float in (0, 1] (share), got 1.5; ...
+    """
+    wanted = f"{owner}: {parameter} must be a positive int (tokens) or a float in (0, 1] (share)"
+    if isinstance(keep, bool) or not isinstance(keep, Real):
+        raise TypeError(f"{wanted}, got {keep!r} of type {type(keep).__name__}")
+    if isinstance(keep, Integral):
+        if keep <= 0:
+            raise ValueError(f"{wanted}, got {int(keep)}; at least one token is always kept")
+        return int(keep)
+    share = float(keep)
+    if not 0.0 < share <= 1.0:  # also catches NaN
+        way_out = f"; for a number of tokens write an int, keep={int(share)}" if math.isfinite(share) and share > 1 else ""
+        raise ValueError(f"{wanted}, got {share}{way_out}")
+    return share
+
+
+def keep_count(keep: Keep, total: int) -> int:
+    """Number of tokens that `keep` asks for out of `total` original ones; never below 1, and not cut at `total`.
+
+    A share is rounded half up, as the decimal that the caller wrote: 0.145 of 100 is 14.5 and becomes 15, although
+    the binary product is 14.499999999999998.
+
+    Args:
+        keep: a value that passed `check_keep`.
+        total: number of the image's original tokens, at least 1.
+
+    Returns:
+        The requested count. It may exceed `total` when `keep` is an int; whoever selects then keeps everything and
+        says so.
+
+    Examples:
+        >>> keep_count(0.8, 576), keep_count(0.111, 576), keep_count(0.001, 576), keep_count(700, 576)
+        (461, 64, 1, 700)
+    """
+    if isinstance(keep, int):
+        return keep
+    share = (Decimal(repr(keep)) * total).to_integral_value(rounding=ROUND_HALF_UP)
+    return max(1, int(share))

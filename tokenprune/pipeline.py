@@ -1,0 +1,191 @@
+"""`Pipeline`: strategies one after another."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, cast, final
+
+import torch
+
+from tokenprune.budget import Keep
+from tokenprune.strategy import PositionPolicy, PruningStrategy, Site
+from tokenprune.tokens import TEXT_FIELDS, Selection, StageCount, Tokens
+
+_SITE_ORDER: dict[str, int] = {"tower": 0, "projector": 1, "decoder": 2}
+
+
+class StagedStrategy(PruningStrategy):
+    """A strategy made of stages: each selects among what the one before it kept.
+
+    Facts (`needs`, `site`, `deterministic`, ...) follow from the stages, and whether they fit together is checked when
+    the object is built.
+    """
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[PruningStrategy, ...]:
+        """The stages, in the order in which they run."""
+
+    @final
+    def _derive_facts(self) -> None:
+        """Set the facts that follow from the stages; for the constructor of a subclass."""
+        _check_stages(self.stages)
+        facts: dict[str, object] = {
+            "needs": frozenset[str]().union(*(stage.needs for stage in self.stages)),
+            "uses": frozenset[str]().union(*(stage.uses for stage in self.stages)),
+            "site": self.stages[-1].site,
+            "positions": self.stages[-1].positions,
+            "deterministic": all(stage.deterministic for stage in self.stages),
+            "equivariant": all(stage.equivariant for stage in self.stages),
+            "merges": any(stage.merges for stage in self.stages),
+            "whole_raster": self.stages[0].whole_raster,
+            "ascending": self.stages[-1].ascending,
+        }
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StagedStrategy):
+            return NotImplemented
+        return self.stages == other.stages
+
+    def __hash__(self) -> int:
+        return hash(self.stages)
+
+
+class Pipeline(StagedStrategy):
+    """Run strategies in sequence, in any order that makes sense: `Pipeline([a, b])` is `a >> b`.
+
+    Each stage has its own budget; a share always refers to the image's original tokens. Indices of the result always
+    refer to the image that came in. Pipelines inside are flattened.
+
+    Args:
+        stages: at least one strategy.
+
+    Raises:
+        TypeError: when a stage is no strategy.
+        ValueError: when there is no stage, a stage acts earlier in the model than the one before it, or a stage needs
+            signals of single tokens after a stage that merged them.
+
+    Examples:
+        >>> from tokenprune import GreedyRepMax, MIAlignment
+        >>> MIAlignment(keep=0.8) >> GreedyRepMax(keep=64)
+        mi_alignment(keep=0.8) >> greedy_repmax(keep=64)
+    """
+
+    name: ClassVar[str] = "pipeline"
+    summary: ClassVar[str] = "run strategies one after another"
+    _stages: tuple[PruningStrategy, ...]
+
+    def __init__(self, stages: Iterable[PruningStrategy]) -> None:
+        flat: list[PruningStrategy] = []
+        for stage in stages:
+            if not isinstance(stage, PruningStrategy):
+                raise TypeError(f"Pipeline: a stage must be a PruningStrategy, got {stage!r} of type {type(stage).__name__}")
+            flat.extend(stage.stages if isinstance(stage, StagedStrategy) else [stage])
+        if not flat:
+            raise ValueError("Pipeline: stages is empty; give at least one strategy")
+        object.__setattr__(self, "_stages", tuple(flat))
+        self._derive_facts()
+
+    @property
+    def stages(self) -> tuple[PruningStrategy, ...]:
+        """The stages, in the order in which they run."""
+        return self._stages
+
+    @classmethod
+    def example(cls) -> "Pipeline":
+        """Two plain stages."""
+        from tokenprune.alignment import MIAlignment
+
+        return cls([MIAlignment(0.8), MIAlignment(0.5, metric="cosine")])
+
+    @property
+    def keep(self) -> Keep:  # type: ignore[override]
+        """The last stage's budget."""
+        return self._stages[-1].keep
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """What the tightest stage asks for; None when a stage finds its number itself."""
+        return requested_by_stages(self._stages, tokens)
+
+    def _select(self, tokens: Tokens) -> Selection:
+        return run_stages(self._stages, [tokens])[0]
+
+    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        return run_stages(self._stages, batch)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Pipeline is immutable; build a new one instead of setting {name}")
+
+    def __repr__(self) -> str:
+        return " >> ".join(map(repr, self._stages))
+
+
+def requested_by_stages(stages: Sequence[PruningStrategy], tokens: Tokens) -> int | None:
+    """The smallest count that the stages ask for; None when one of them has no fixed budget."""
+    counts = [stage.requested(tokens) for stage in stages]
+    return None if None in counts else min(cast("list[int]", counts))
+
+
+def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> list[Selection]:
+    """Run the stages on several images; indices refer to the rows of the images given."""
+    current = list(batch)
+    rows = [torch.arange(tokens.n, device=tokens.visual.device) for tokens in batch]
+    traces: list[list[StageCount]] = [[] for _ in batch]
+    merged = False
+    selections: list[Selection] = []
+    for stage in stages:
+        selections = stage.select_batch(current)
+        for i, selection in enumerate(selections):
+            traces[i].append(StageCount(stage=repr(stage), tokens_in=current[i].n, tokens_out=selection.kept))
+            current[i] = current[i].take(selection.indices, features=selection.features)
+            rows[i] = rows[i][selection.indices]
+        merged = merged or stage.merges
+    return [
+        Selection(
+            indices=rows[i],
+            total=batch[i].n,
+            features=current[i].visual if merged else None,
+            stages=tuple(traces[i]),
+            **_pick_order(selections[i], batch[i], rows[i], len(stages)),
+        )
+        for i in range(len(batch))
+    ]
+
+
+def _pick_order(last: Selection, tokens: Tokens, rows: torch.Tensor, depth: int) -> dict[str, torch.Tensor]:
+    """The last stage's pick order and gains, told in rows of the image that came in."""
+    kept: dict[str, torch.Tensor] = {}
+    if last.order is not None and last.order.shape == last.indices.shape:
+        ranks = torch.empty(last.total, dtype=torch.int64, device=rows.device)
+        ranks[last.indices] = torch.arange(last.kept, device=rows.device)
+        kept["order"] = rows[ranks[last.order]]
+    if last.gains is not None:
+        kept["gains"] = last.gains
+    if depth == 1 and last.scores is not None:
+        kept["scores"] = last.scores
+    return kept
+
+
+def _check_stages(stages: Sequence[PruningStrategy]) -> None:
+    merged_by: PruningStrategy | None = None
+    site: Site = stages[0].site
+    for position, stage in enumerate(stages):
+        if stage.whole_raster and position > 0:
+            raise ValueError(f"Pipeline: {stage!r} needs the complete raster of tokens; put it first")
+        if _SITE_ORDER[stage.site] < _SITE_ORDER[site]:
+            raise ValueError(
+                f"Pipeline: {stage!r} acts at the {stage.site}, earlier in the model than the stage before it "
+                f"({site}); order the stages tower, projector, decoder"
+            )
+        site = stage.site
+        lost = sorted(stage.needs - TEXT_FIELDS)
+        if merged_by is not None and lost:
+            raise ValueError(
+                f"Pipeline: {stage!r} needs Tokens.{lost[0]} of the original tokens, but {merged_by!r} before it makes "
+                f"new ones; put {stage!r} first"
+            )
+        merged_by = stage if stage.merges else merged_by
+
+
+__all__ = ["Pipeline", "PositionPolicy", "StagedStrategy", "requested_by_stages", "run_stages"]

@@ -1,0 +1,203 @@
+"""`PruningStrategy`, the interface of every method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+import torch
+
+from tokenprune.budget import Keep, check_keep, keep_count
+from tokenprune.tokens import FIELD_NAMES, Selection, Tokens
+
+if TYPE_CHECKING:
+    from tokenprune.pipeline import Pipeline
+
+Site = Literal["tower", "projector", "decoder"]
+PositionPolicy = Literal["original", "compact"]
+
+
+class PruningStrategy(ABC):
+    """A rule that decides which visual tokens of an image stay.
+
+    A subclass is a frozen dataclass whose fields are its configuration. It writes `_select` and states facts about
+    itself as class attributes. `select` is final: it checks the input, calls `_select`, and checks the answer. No state
+    is written while selecting, so one instance may serve many images and threads.
+
+    Attributes:
+        name: what `parse`, the command line and result ids call it (snake_case, unique).
+        paper: where the method comes from; "" for controls.
+        summary: the mechanism in one clause.
+        needs: names of the `Tokens` fields beyond `visual` without which it cannot run.
+        uses: names of the fields that it takes when they are there.
+        site: where in the model it acts: "tower", "projector" (before the language model) or "decoder".
+        positions: position policy of the method's authors: "compact" renumbers the shorter prompt, "original" keeps
+            the positions of the full one.
+        deterministic: True when the same tokens always give the same answer.
+        equivariant: True when permuting the tokens only permutes the answer (up to ties).
+        merges: True when it makes new token vectors instead of choosing among the given ones.
+        whole_raster: True when it needs every token of the image, so that no stage may come before it.
+        ascending: True when the kept tokens enter the model in raster order.
+        keep: the budget, for strategies that have one.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    # No ClassVar below: a pipeline derives these from its stages, and some options change them.
+    needs: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset()
+    site: Site = "projector"
+    positions: PositionPolicy = "compact"
+    deterministic: bool = True
+    equivariant: bool = False
+    merges: bool = False
+    whole_raster: bool = False
+    ascending: bool = True
+    keep: Keep
+
+    @abstractmethod
+    def _select(self, tokens: Tokens) -> Selection:
+        """The method itself. `tokens` has been checked; `indices` are row numbers of `tokens`."""
+
+    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        """Override where several images can be handled at once; the answers must equal those of the loop."""
+        return [self._select(tokens) for tokens in batch]
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """Number of tokens asked for of this image, not cut at what there is; None when the method finds it itself.
+
+        Concrete here for every strategy with a `keep`; strategies with another kind of budget override it.
+        """
+        return keep_count(self.keep, tokens.original)
+
+    @classmethod
+    def example(cls) -> "PruningStrategy":
+        """An instance for the contract suite and the documentation: `keep=0.5` and defaults.
+
+        Override it when the constructor needs more.
+        """
+        return cls(keep=0.5)  # type: ignore[call-arg]
+
+    @final
+    def count(self, tokens: Tokens) -> int:
+        """Number of tokens to keep of this image: `requested`, cut at what there is. For use in `_select`."""
+        requested = self.requested(tokens)
+        return tokens.n if requested is None else min(requested, tokens.n)
+
+    @final
+    def select(self, tokens: Tokens) -> Selection:
+        """Choose the tokens of one image to keep.
+
+        Args:
+            tokens: the image; must carry every field named in `needs`.
+
+        Returns:
+            The kept rows of `tokens`, ascending unless `ascending` is False.
+
+        Raises:
+            TypeError: when `tokens` is no `Tokens`.
+            ValueError: when a needed field is missing, or a tensor holds NaN or infinity.
+            RuntimeError: when the method broke its own contract (a bug in the strategy, not in the call).
+        """
+        return self.select_batch([tokens])[0]
+
+    @final
+    def select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        """`select` for several images; the answers equal those of a loop over `select`.
+
+        Args:
+            batch: the images, of any sizes.
+
+        Returns:
+            One `Selection` per image, in the same order.
+        """
+        self._check_input(batch)
+        with torch.no_grad():
+            selections = self._select_batch(batch)
+        if len(selections) != len(batch):
+            raise RuntimeError(f"{_title(self)}: returned {len(selections)} selections for {len(batch)} images")
+        return [self._checked(tokens, selection) for tokens, selection in zip(batch, selections, strict=True)]
+
+    def _check_input(self, batch: Sequence[Tokens]) -> None:
+        finite: list[torch.Tensor] = []
+        names: list[str] = []
+        for tokens in batch:
+            if not isinstance(tokens, Tokens):
+                raise TypeError(f"{_title(self)}: select takes a Tokens, got {type(tokens).__name__}; write Tokens(visual)")
+            missing = sorted(name for name in self.needs if getattr(tokens, name) is None)
+            if missing:
+                raise ValueError(
+                    f"{_title(self)}: needs Tokens.{missing[0]}, which is None; "
+                    f"pass Tokens(..., {missing[0]}=...) or choose a strategy that does without it"
+                )
+            for name in ("visual", *sorted((self.needs | self.uses) & FIELD_NAMES)):
+                value = getattr(tokens, name)
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    names.append(name)
+                    finite.append(torch.isfinite(value).all())
+        if finite:  # one transfer from the device for the whole batch
+            verdict = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()
+            bad = next((name for name, good in zip(names, verdict, strict=True) if not good), None)
+            if bad is not None:
+                raise ValueError(f"{_title(self)}: Tokens.{bad} holds NaN or infinity; find where the model makes it")
+
+    def _checked(self, tokens: Tokens, selection: Selection) -> Selection:
+        indices, k = selection.indices, selection.kept
+        title = _title(self)
+        if indices.dtype != torch.int64 or indices.ndim != 1:
+            raise RuntimeError(f"{title}: indices must be int64 (k,), got {indices.dtype} {tuple(indices.shape)}")
+        if indices.device != tokens.visual.device:
+            raise RuntimeError(f"{title}: indices are on {indices.device}, the tokens on {tokens.visual.device}")
+        requested = self.requested(tokens)
+        if k == 0 or (requested is not None and k != min(requested, tokens.n)):
+            raise RuntimeError(f"{title}: kept {k} of {tokens.n} tokens, but {requested} were asked for")
+        ordered = indices if self.ascending else indices.sort().values
+        in_range = (ordered[0] >= 0) & (ordered[-1] < tokens.n) & (ordered[1:] > ordered[:-1]).all()
+        if not bool(in_range):
+            what = "ascending, unique and" if self.ascending else "unique and"
+            raise RuntimeError(f"{title}: indices must be {what} in [0, {tokens.n}), got {indices.tolist()[:12]}")
+        if self.merges != (selection.features is not None):
+            raise RuntimeError(f"{title}: `merges` is {self.merges} but features are {selection.features is not None}")
+        if selection.features is not None and (
+            selection.features.shape != (k, tokens.visual.shape[1]) or selection.features.dtype != tokens.visual.dtype
+        ):
+            raise RuntimeError(
+                f"{title}: features must be {tokens.visual.dtype} ({k}, {tokens.visual.shape[1]}), "
+                f"got {selection.features.dtype} {tuple(selection.features.shape)}"
+            )
+        return replace(selection, requested=requested, total=tokens.n)
+
+    def __rshift__(self, other: "PruningStrategy") -> "Pipeline":
+        """`a >> b`: the pipeline that runs `a`, then `b` on what `a` kept."""
+        if not isinstance(other, PruningStrategy):
+            return NotImplemented
+        from tokenprune.pipeline import Pipeline
+
+        return Pipeline([self, other])
+
+    def __repr__(self) -> str:
+        """The configuration, as `parse` reads it: required fields and those that differ from their default."""
+        if not is_dataclass(self):
+            return f"{self.name}()"
+        shown = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default is MISSING or value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{self.name}({', '.join(shown)})"
+
+
+def check_choice(owner: str, parameter: str, value: object, choices: Sequence[str]) -> None:
+    """Raise a ValueError that names owner, parameter, value and the choices, unless `value` is one of them."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{owner}: {parameter} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def set_keep(strategy: PruningStrategy) -> None:
+    """Check and normalise `strategy.keep`; for use in the `__post_init__` of a frozen dataclass."""
+    object.__setattr__(strategy, "keep", check_keep(strategy.keep, owner=type(strategy).__name__))
+
+
+def _title(strategy: PruningStrategy) -> str:
+    return type(strategy).__name__

@@ -1,0 +1,199 @@
+"""`Tokens`, what a strategy sees of one image, and `Selection`, what it answers."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+TEXT_FIELDS = frozenset({"text", "question"})
+"""Fields that belong to the prompt, not to single visual tokens: they survive subsetting and merging unchanged."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StageCount:
+    """One stage of a pipeline and what it did: `tokens_in` tokens came, `tokens_out` were kept."""
+
+    stage: str
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The visual tokens of one image, with what the prompt and the model can tell about them. Immutable.
+
+    Letters in shapes: n visual tokens, m text tokens, d width of the language model, h attention heads.
+
+    Attributes:
+        visual: float (n, d), what would enter the language model (projector output), n >= 1.
+        text: float (m, d), input embeddings of the prompt's text tokens (no padding, no image placeholders).
+        question: bool (m,), True where a text token belongs to the question. Adapters for models mark the text after
+            the last image of the prompt.
+        grid: (rows, columns) of the image's *original* raster; token i stands at row i // columns, column i % columns.
+        index: int64 (n,), ascending: original index of each row, when the rows are a subset. None means 0..n-1.
+        total: number of the image's original tokens; the base of every share. None means n.
+        key: an int that identifies the image and nothing else (not its batch, order or dtype), so that a seeded random
+            strategy draws differently for different images yet the same in any batch.
+        cls_attention: float (h, n), attention of the vision tower's CLS token (or mean query) to the visual tokens.
+        vision_states: float (n, c), hidden states of the vision tower, one row per visual token.
+        vision_keys: float (n, e), attention keys of the vision tower averaged over heads, one row per visual token.
+
+    Raises:
+        TypeError: when a field is no tensor of the wanted kind.
+        ValueError: when shapes, devices or the grid do not fit together.
+
+    Examples:
+        >>> tokens = Tokens(torch.zeros(6, 4), grid=(2, 3))
+        >>> tokens.n, tokens.original
+        (6, 6)
+    """
+
+    visual: Float[Tensor, "n d"]
+    text: Float[Tensor, "m d"] | None = None
+    question: Bool[Tensor, " m"] | None = None
+    grid: tuple[int, int] | None = None
+    index: Int[Tensor, " n"] | None = None
+    total: int | None = None
+    key: int | None = None
+    cls_attention: Float[Tensor, "h n"] | None = None
+    vision_states: Float[Tensor, "n c"] | None = None
+    vision_keys: Float[Tensor, "n e"] | None = None
+
+    def __post_init__(self) -> None:
+        _check_tokens(self)
+
+    @property
+    def n(self) -> int:
+        """Number of visual tokens here."""
+        return self.visual.shape[0]
+
+    @property
+    def original(self) -> int:
+        """Number of the image's original visual tokens: the base of every share."""
+        return self.n if self.total is None else self.total
+
+    @property
+    def positions(self) -> Int[Tensor, " n"]:
+        """int64 (n,): original index of each row."""
+        return torch.arange(self.n, device=self.visual.device) if self.index is None else self.index
+
+    def take(self, rows: Int[Tensor, " k"], *, features: Float[Tensor, "k d"] | None = None) -> Self:
+        """The same image with only the given rows, in that order; `features` replaces them (merging methods).
+
+        Args:
+            rows: int64 (k,), row numbers of *this* bundle.
+            features: float (k, d), new token vectors. The other per-token signals describe tokens that no longer
+                exist, so they are dropped.
+        """
+        changes: dict[str, object] = {"index": self.positions[rows], "total": self.original}
+        changes["visual"] = self.visual[rows] if features is None else features
+        for name in PER_TOKEN_SIGNALS:
+            value = getattr(self, name)
+            if value is not None:
+                changes[name] = None if features is not None else value.index_select(_token_axis(name), rows)
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+PER_TOKEN_SIGNALS = ("cls_attention", "vision_states", "vision_keys")
+"""Fields with one entry per visual token beside `visual` and `index`."""
+
+
+def _token_axis(name: str) -> int:
+    return 1 if name == "cls_attention" else 0
+
+
+FIELD_NAMES = frozenset(f.name for f in fields(Tokens))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Selection:
+    """What a strategy kept of one `Tokens`. Immutable.
+
+    Attributes:
+        indices: int64 (k,), rows kept, unique; ascending unless the method's authors feed another order. In a pipeline
+            they always refer to the original image.
+        total: number of tokens selected from.
+        requested: number of tokens asked for; None for methods that find the number themselves. Larger than `kept`
+            when more was asked for than there was: then everything is kept.
+        features: float (k, d), only from methods that change token vectors (merging); row j belongs to `indices[j]`.
+        order: int64 (k,), the same rows in the order in which they were picked, when the method has one.
+        gains: float (k,), what each pick added to the method's objective, in pick order.
+        scores: float (n,), the score of every token, for methods that rank.
+        stages: one entry per stage for a pipeline.
+    """
+
+    indices: Int[Tensor, " k"]
+    total: int
+    requested: int | None = None
+    features: Float[Tensor, "k d"] | None = None
+    order: Int[Tensor, " k"] | None = None
+    gains: Float[Tensor, " k"] | None = None
+    scores: Float[Tensor, " n"] | None = None
+    stages: tuple[StageCount, ...] = ()
+
+    @property
+    def kept(self) -> int:
+        """Number of tokens kept."""
+        return self.indices.shape[0]
+
+    @property
+    def clamped(self) -> bool:
+        """True when more tokens were asked for than there were."""
+        return self.requested is not None and self.requested > self.total
+
+
+def _check_tokens(tokens: Tokens) -> None:
+    visual = tokens.visual
+    _check_float_matrix("visual", visual)
+    n, width = visual.shape
+    if n == 0:
+        raise ValueError("Tokens: visual has no rows; an image needs at least one visual token")
+    if tokens.text is not None:
+        _check_float_matrix("text", tokens.text)
+        if tokens.text.shape[1] != width:
+            raise ValueError(
+                f"Tokens: text is {tuple(tokens.text.shape)} but visual is {tuple(visual.shape)}; "
+                "both must have the language model's width (text: input embeddings, visual: projector output)"
+            )
+    if tokens.question is not None:
+        length = None if tokens.text is None else tokens.text.shape[0]
+        if tokens.question.dtype != torch.bool or tokens.question.shape != (length,):
+            raise ValueError(f"Tokens: question must be a bool mask over the {length} rows of text, got {_show(tokens.question)}")
+    for name in PER_TOKEN_SIGNALS:
+        signal = getattr(tokens, name)
+        if signal is not None:
+            _check_float_matrix(name, signal)
+            if signal.shape[_token_axis(name)] != n:
+                raise ValueError(f"Tokens: {name} is {tuple(signal.shape)} but there are {n} visual tokens")
+    for name in ("text", "question", "index", *PER_TOKEN_SIGNALS):
+        value = getattr(tokens, name)
+        if value is not None and value.device != visual.device:
+            raise ValueError(f"Tokens: {name} is on {value.device} but visual is on {visual.device}; move them together")
+    _check_place(tokens)
+
+
+def _check_place(tokens: Tokens) -> None:
+    index, total = tokens.index, tokens.total
+    if index is not None and (index.dtype != torch.int64 or index.shape != (tokens.n,)):
+        raise ValueError(f"Tokens: index must be int64 ({tokens.n},), got {_show(index)}")
+    if total is not None and total < tokens.n and tokens.index is None:
+        raise ValueError(f"Tokens: total={total} is less than the {tokens.n} visual tokens")
+    if tokens.grid is not None:
+        rows, columns = tokens.grid
+        if rows <= 0 or columns <= 0 or rows * columns != tokens.original:
+            raise ValueError(f"Tokens: grid {tokens.grid} does not hold {tokens.original} tokens (rows x columns must equal it)")
+
+
+def _check_float_matrix(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Tokens: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"Tokens: {name} must hold floating point numbers, got {value.dtype}")
+    if value.ndim != 2:
+        raise ValueError(f"Tokens: {name} must be two-dimensional, one image without a batch axis, got {tuple(value.shape)}")
+
+
+def _show(value: Tensor) -> str:
+    return f"{value.dtype} {tuple(value.shape)}"
