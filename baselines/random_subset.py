@@ -66,5 +66,7 @@ class Random(PruningStrategy):
             raise ValueError(f"Random: seed must be 0 or more, got {self.seed}")
 
     def _select(self, tokens: Tokens) -> Selection:
-        order = random_subset(tokens.n, self.count(tokens), seed=self.seed, key=tokens.key or 0).to(tokens.visual.device)
+        order = random_subset(tokens.n, self.count(tokens), seed=self.seed, key=tokens.key or 0).to(
+            tokens.visual.device
+        )
         return Selection(indices=order.sort().values, total=tokens.n, order=order)

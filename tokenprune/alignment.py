@@ -69,8 +69,8 @@ def _scaled_scores(
         raise ValueError("alignment_score: text has no rows; the prompt holds no text token to align with")
     dtype = torch.float64 if visual.dtype == torch.float64 else torch.float32
     v, t = visual.to(dtype), text.to(dtype)
-    # Multiplying by a power of two is exact, so ordinary inputs give the very bits of the plain formula. The limits keep
-    # that power itself a normal float32 number.
+    # Multiplying by a power of two is exact, so ordinary inputs give the very bits of the plain formula. The limits
+    # keep that power itself a normal float32 number.
     exponent = torch.frexp(torch.maximum(v.abs().amax(), t.abs().amax())).exponent.clamp(-100, 126)
     v, t = torch.ldexp(v, -exponent), torch.ldexp(t, -exponent)
     if metric == "cosine":
@@ -108,7 +108,7 @@ def _over_text(v: Float[Tensor, "n d"], t: Float[Tensor, "m d"], metric: str, re
 def _unit(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     # Two steps, so that tiny rows do not underflow when squared; a zero row stays zero.
     x = x / x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1.0)
+    return torch.div(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1.0))
 
 
 def top_k(scores: Float[Tensor, " n"], k: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:

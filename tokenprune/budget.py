@@ -40,7 +40,9 @@ def check_keep(keep: object, *, owner: str, parameter: str = "keep") -> Keep:
         return int(keep)
     share = float(keep)
     if not 0.0 < share <= 1.0:  # also catches NaN
-        way_out = f"; for a number of tokens write an int, keep={int(share)}" if math.isfinite(share) and share > 1 else ""
+        way_out = (
+            f"; for a number of tokens write an int, keep={int(share)}" if math.isfinite(share) and share > 1 else ""
+        )
         raise ValueError(f"{wanted}, got {share}{way_out}")
     return share
 

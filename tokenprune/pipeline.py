@@ -44,12 +44,13 @@ class StagedStrategy(PruningStrategy):
             object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StagedStrategy):
+        if not isinstance(other, PruningStrategy):
             return NotImplemented
-        return self.stages == other.stages
+        return self.stages == (other.stages if isinstance(other, StagedStrategy) else (other,))
 
     def __hash__(self) -> int:
-        return hash(self.stages)
+        # A pipeline of one stage equals that stage, so their hashes must agree.
+        return hash(self.stages[0] if len(self.stages) == 1 else self.stages)
 
 
 class Pipeline(StagedStrategy):
@@ -80,7 +81,9 @@ class Pipeline(StagedStrategy):
         flat: list[PruningStrategy] = []
         for stage in stages:
             if not isinstance(stage, PruningStrategy):
-                raise TypeError(f"Pipeline: a stage must be a PruningStrategy, got {stage!r} of type {type(stage).__name__}")
+                raise TypeError(
+                    f"Pipeline: a stage must be a PruningStrategy, got {stage!r} of type {type(stage).__name__}"
+                )
             flat.extend(stage.stages if isinstance(stage, StagedStrategy) else [stage])
         if not flat:
             raise ValueError("Pipeline: stages is empty; give at least one strategy")
@@ -146,25 +149,22 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
             indices=rows[i],
             total=batch[i].n,
             features=current[i].visual if merged else None,
+            order=_pick_order(selections[i], rows[i]),
+            gains=selections[i].gains,
+            scores=selections[i].scores if len(stages) == 1 else None,
             stages=tuple(traces[i]),
-            **_pick_order(selections[i], batch[i], rows[i], len(stages)),
         )
         for i in range(len(batch))
     ]
 
 
-def _pick_order(last: Selection, tokens: Tokens, rows: torch.Tensor, depth: int) -> dict[str, torch.Tensor]:
-    """The last stage's pick order and gains, told in rows of the image that came in."""
-    kept: dict[str, torch.Tensor] = {}
-    if last.order is not None and last.order.shape == last.indices.shape:
-        ranks = torch.empty(last.total, dtype=torch.int64, device=rows.device)
-        ranks[last.indices] = torch.arange(last.kept, device=rows.device)
-        kept["order"] = rows[ranks[last.order]]
-    if last.gains is not None:
-        kept["gains"] = last.gains
-    if depth == 1 and last.scores is not None:
-        kept["scores"] = last.scores
-    return kept
+def _pick_order(last: Selection, rows: torch.Tensor) -> torch.Tensor | None:
+    """The last stage's pick order, told in rows of the image that came in."""
+    if last.order is None:
+        return None
+    place = torch.empty(last.total, dtype=torch.int64, device=rows.device)
+    place[last.indices] = torch.arange(last.kept, device=rows.device)
+    return rows[place[last.order]]
 
 
 def _check_stages(stages: Sequence[PruningStrategy]) -> None:

@@ -51,7 +51,9 @@ def strategies() -> dict[str, type[PruningStrategy]]:
         try:
             loaded = point.load()
         except Exception as error:
-            raise TypeError(f"entry point {point.name!r} ({point.value}) of {ENTRY_POINT_GROUP} failed to load: {error}") from error
+            raise TypeError(
+                f"entry point {point.name!r} ({point.value}) of {ENTRY_POINT_GROUP} failed to load: {error}"
+            ) from error
         _check_class(loaded, source=f"entry point {point.name!r} ({point.value})")
         if _qualified(known.get(loaded.name, loaded)) != _qualified(loaded):
             raise ValueError(

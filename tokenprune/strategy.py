@@ -124,12 +124,16 @@ class PruningStrategy(ABC):
         names: list[str] = []
         for tokens in batch:
             if not isinstance(tokens, Tokens):
-                raise TypeError(f"{_title(self)}: select takes a Tokens, got {type(tokens).__name__}; write Tokens(visual)")
+                raise TypeError(
+                    f"{_title(self)}: select takes a Tokens, got {type(tokens).__name__}; write Tokens(visual)"
+                )
             missing = sorted(name for name in self.needs if getattr(tokens, name) is None)
             if missing:
+                lacking = " and ".join(f"Tokens.{name}" for name in missing)
                 raise ValueError(
-                    f"{_title(self)}: needs Tokens.{missing[0]}, which is None; "
-                    f"pass Tokens(..., {missing[0]}=...) or choose a strategy that does without it"
+                    f"{_title(self)}: needs {lacking}, which {'is' if len(missing) == 1 else 'are'} None; "
+                    f"pass Tokens(..., {', '.join(f'{name}=...' for name in missing)}) "
+                    "or choose a strategy that does without"
                 )
             for name in ("visual", *sorted((self.needs | self.uses) & FIELD_NAMES)):
                 value = getattr(tokens, name)

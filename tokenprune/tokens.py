@@ -1,5 +1,6 @@
 """`Tokens`, what a strategy sees of one image, and `Selection`, what it answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-TEXT_FIELDS = frozenset({"text", "question"})
+TEXT_FIELDS = frozenset({"text", "question", "clip_text"})
 """Fields that belong to the prompt, not to single visual tokens: they survive subsetting and merging unchanged."""
 
 
@@ -24,7 +25,8 @@ class StageCount:
 class Tokens:
     """The visual tokens of one image, with what the prompt and the model can tell about them. Immutable.
 
-    Letters in shapes: n visual tokens, m text tokens, d width of the language model, h attention heads.
+    Letters in shapes: n visual tokens, m text tokens, d width of the language model, h attention heads, c width of the
+    vision tower, p width of CLIP's joint space.
 
     Attributes:
         visual: float (n, d), what would enter the language model (projector output), n >= 1.
@@ -36,9 +38,18 @@ class Tokens:
         total: number of the image's original tokens; the base of every share. None means n.
         key: an int that identifies the image and nothing else (not its batch, order or dtype), so that a seeded random
             strategy draws differently for different images yet the same in any batch.
-        cls_attention: float (h, n), attention of the vision tower's CLS token (or mean query) to the visual tokens.
-        vision_states: float (n, c), hidden states of the vision tower, one row per visual token.
-        vision_keys: float (n, e), attention keys of the vision tower averaged over heads, one row per visual token.
+        cls_attention: float (h, n), attention of the vision tower's CLS token (or mean query) to the visual tokens, in
+            the layer whose output the model uses (LLaVA-1.5: the last but one).
+        vision_states: float (n, c), hidden states of the vision tower that the projector gets, one row per visual token.
+        vision_cls: float (1, c), the CLS token's row beside `vision_states`.
+        vision_keys: float (n, e), attention keys of that layer averaged over heads, one row per visual token.
+        vision_last_keys: float (n, c), output of the key projection of the tower's *last* layer, all heads side by side.
+        vision_last_cls: float (2, c), the CLS token's query and its key in that last layer, all heads side by side.
+        clip_visual: float (n, p), each token's `vision_states` row carried into CLIP's joint space (final layer norm,
+            visual projection), not normalised.
+        clip_text: float (s, p), CLIP text embeddings of the prompt, one row per segment, not normalised.
+        project: the model's projector, a function that maps rows like those of `vision_states` (k, c) to (k, d); for
+            methods that make new tokens before the projector.
 
     Raises:
         TypeError: when a field is no tensor of the wanted kind.
@@ -60,6 +71,12 @@ class Tokens:
     cls_attention: Float[Tensor, "h n"] | None = None
     vision_states: Float[Tensor, "n c"] | None = None
     vision_keys: Float[Tensor, "n e"] | None = None
+    vision_cls: Float[Tensor, "1 c"] | None = None
+    vision_last_keys: Float[Tensor, "n f"] | None = None
+    vision_last_cls: Float[Tensor, "2 f"] | None = None
+    clip_visual: Float[Tensor, "n p"] | None = None
+    clip_text: Float[Tensor, "s p"] | None = None
+    project: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         _check_tokens(self)
@@ -96,8 +113,11 @@ class Tokens:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-PER_TOKEN_SIGNALS = ("cls_attention", "vision_states", "vision_keys")
+PER_TOKEN_SIGNALS = ("cls_attention", "vision_states", "vision_keys", "vision_last_keys", "clip_visual")
 """Fields with one entry per visual token beside `visual` and `index`."""
+
+_IMAGE_SIGNALS = {"vision_cls": (1, "vision_states"), "vision_last_cls": (2, "vision_last_keys")}
+"""Fields about the whole image: their number of rows, and the per-token field whose width they share."""
 
 
 def _token_axis(name: str) -> int:
@@ -160,18 +180,43 @@ def _check_tokens(tokens: Tokens) -> None:
     if tokens.question is not None:
         length = None if tokens.text is None else tokens.text.shape[0]
         if tokens.question.dtype != torch.bool or tokens.question.shape != (length,):
-            raise ValueError(f"Tokens: question must be a bool mask over the {length} rows of text, got {_show(tokens.question)}")
+            raise ValueError(
+                f"Tokens: question must be a bool mask over the {length} rows of text, got {_show(tokens.question)}"
+            )
     for name in PER_TOKEN_SIGNALS:
         signal = getattr(tokens, name)
         if signal is not None:
             _check_float_matrix(name, signal)
             if signal.shape[_token_axis(name)] != n:
                 raise ValueError(f"Tokens: {name} is {tuple(signal.shape)} but there are {n} visual tokens")
-    for name in ("text", "question", "index", *PER_TOKEN_SIGNALS):
+    _check_image_signals(tokens)
+    for name in ("text", "question", "index", "clip_text", *_IMAGE_SIGNALS, *PER_TOKEN_SIGNALS):
         value = getattr(tokens, name)
         if value is not None and value.device != visual.device:
-            raise ValueError(f"Tokens: {name} is on {value.device} but visual is on {visual.device}; move them together")
+            raise ValueError(
+                f"Tokens: {name} is on {value.device} but visual is on {visual.device}; move them together"
+            )
     _check_place(tokens)
+
+
+def _check_image_signals(tokens: Tokens) -> None:
+    for name, (rows, beside) in _IMAGE_SIGNALS.items():
+        signal, partner = getattr(tokens, name), getattr(tokens, beside)
+        if signal is None:
+            continue
+        _check_float_matrix(name, signal)
+        width = signal.shape[1] if partner is None else partner.shape[1]
+        if signal.shape != (rows, width):
+            raise ValueError(f"Tokens: {name} must be ({rows}, {width}), the width of {beside}, got {_show(signal)}")
+    if tokens.clip_text is not None:
+        _check_float_matrix("clip_text", tokens.clip_text)
+        if tokens.clip_visual is not None and tokens.clip_text.shape[1] != tokens.clip_visual.shape[1]:
+            raise ValueError(
+                f"Tokens: clip_text is {tuple(tokens.clip_text.shape)} but clip_visual is "
+                f"{tuple(tokens.clip_visual.shape)}; both must have the width of CLIP's joint space"
+            )
+    if tokens.project is not None and not callable(tokens.project):
+        raise TypeError(f"Tokens: project must be a function of a tensor, got {type(tokens.project).__name__}")
 
 
 def _check_place(tokens: Tokens) -> None:
@@ -183,7 +228,9 @@ def _check_place(tokens: Tokens) -> None:
     if tokens.grid is not None:
         rows, columns = tokens.grid
         if rows <= 0 or columns <= 0 or rows * columns != tokens.original:
-            raise ValueError(f"Tokens: grid {tokens.grid} does not hold {tokens.original} tokens (rows x columns must equal it)")
+            raise ValueError(
+                f"Tokens: grid {tokens.grid} does not hold {tokens.original} tokens (rows x columns must equal it)"
+            )
 
 
 def _check_float_matrix(name: str, value: object) -> None:
@@ -192,7 +239,9 @@ def _check_float_matrix(name: str, value: object) -> None:
     if not value.is_floating_point():
         raise TypeError(f"Tokens: {name} must hold floating point numbers, got {value.dtype}")
     if value.ndim != 2:
-        raise ValueError(f"Tokens: {name} must be two-dimensional, one image without a batch axis, got {tuple(value.shape)}")
+        raise ValueError(
+            f"Tokens: {name} must be two-dimensional, one image without a batch axis, got {tuple(value.shape)}"
+        )
 
 
 def _show(value: Tensor) -> str:

@@ -1,0 +1,62 @@
+# Every target makes .venv and installs what it needs when that is missing, and nothing when it is not.
+# `make gpu` alone uses the python that is there: a GPU machine may have no network.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A new stamp name when what is to be installed changes, so an old environment is brought up to date once.
+FINGERPRINT := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+RUN_STAMP := $(VENV)/.run-$(FINGERPRINT)
+DEV_STAMP := $(VENV)/.dev-$(FINGERPRINT)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test check docs bench gpu clean
+
+help:
+	@echo "make demo   install, then compare pruning strategies on the bundled model and real images"
+	@echo "make test   install, then run every test that needs no GPU"
+	@echo "make check  lint, format, types, import layers, documentation build"
+	@echo "make docs   build the documentation site into site/"
+	@echo "make bench  run the benchmarks and write benchmarks/results/"
+	@echo "make gpu    run the tests marked gpu with the python that is there"
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenprune needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and pinned: a looser request would bring the builds for every accelerator.
+$(RUN_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) --editable '.[eval,analysis]'
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	$(PIP) --editable '.[eval,analysis,dev,docs]'
+	@touch $@
+
+demo: $(RUN_STAMP)
+	$(BIN)/tokenprune compare
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+docs: $(DEV_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+bench: $(DEV_STAMP)
+	$(BIN)/python -m benchmarks
+
+gpu:
+	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests
+
+clean:
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,108 @@
+"""Every command and every Python block of the README and the documentation is executed."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+
+# Shown for reading, not for running; each kind has its own test below or elsewhere.
+SHOWN = {"text", "json", "toml", "bibtex", "jsonl"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, dedented; `:::` stubs and prose are left out."""
+    text = page.read_text()
+    found = []
+    for match in FENCE.finditer(text):
+        language = match["info"].split()[0] if match["info"].split() else ""
+        indent = len(match["indent"])
+        code = "\n".join(line[indent:] for line in match["body"].splitlines()) + "\n"
+        found.append(Block(page, text[: match.start()].count("\n") + 1, language, code))
+    return found
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_block_has_a_language_that_is_tested(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in {"python", "bash"} | SHOWN, (
+            f"{_name(page)}:{block.line} has language {block.language!r}"
+        )
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=_name)
+def test_python_blocks_run_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__docs__"}
+    for block in blocks(page):
+        if block.language == "python":
+            # Compiled with the page's own line numbers, so that a failure points at the page.
+            source = "\n" * block.line + block.code
+            exec(compile(source, str(page), "exec"), namespace)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) for every line of every bash block."""
+    found: list[tuple[str, str]] = []
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "bash":
+                joined = block.code.replace("\\\n", " ")
+                found.extend((_name(page), line) for line in joined.splitlines() if line and not line.startswith("#"))
+    return sorted(set(found))
+
+
+# Too long for a test or needing a network; each is covered as said.
+ELSEWHERE = {
+    "make demo": "runs `tokenprune compare`, which tests/unit/cli runs on fewer questions",
+    "make test": "this very run",
+    "make check": "continuous integration runs it beside the tests",
+    "make docs": "part of make check",
+    "make bench": "each benchmark has its own test or is run by hand; the results name their commit",
+    "make gpu": "needs a GPU",
+    "tokenprune compare": "tests/unit/cli runs it on fewer questions",
+}
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_run(page: str, command: str, tmp_path: Path) -> None:
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        # The target exists and make can plan it; running it is covered as ELSEWHERE says.
+        assert " ".join(words) in ELSEWHERE, f"{page}: say where {command!r} is tested"
+        subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        return
+    if words[:2] == ["git", "clone"] or words[0] in ("cd", "pip") or " ".join(words) in ELSEWHERE:
+        return
+    if words[0] == "tokenprune":
+        words = [sys.executable, "-m", "tokenprune", *words[1:]]
+    elif words[0] == "python":
+        words = [sys.executable, *words[1:]]
+    else:
+        raise AssertionError(f"{page}: {command!r} is neither make, tokenprune nor python; how is it tested?")
+    for name in ("tokenprune", "docs", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

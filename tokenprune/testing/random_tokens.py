@@ -1,0 +1,53 @@
+"""Random `Tokens` that carry every signal a strategy may ask for."""
+
+import torch
+
+from tokenprune.tokens import Tokens
+
+
+def random_tokens(
+    rows: int = 6,
+    columns: int = 8,
+    *,
+    width: int = 16,
+    text: int = 7,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tokens:
+    """One image of `rows` x `columns` Gaussian tokens with every optional field filled.
+
+    Args:
+        rows: height of the token raster.
+        columns: width of the token raster.
+        width: d, the language model's width.
+        text: m, number of text tokens; the last half of them is the question.
+        seed: of the draw; also the image's `key`.
+        dtype: of every floating point field.
+
+    Examples:
+        >>> random_tokens(2, 3).n
+        6
+    """
+    draw = torch.Generator().manual_seed(seed)
+    n = rows * columns
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
+
+    attention = torch.rand((4, n), generator=draw, dtype=torch.float64)
+    return Tokens(
+        normal(n, width),
+        text=normal(text, width),
+        question=torch.arange(text) >= text // 2,
+        grid=(rows, columns),
+        key=seed,
+        cls_attention=(attention / attention.sum(1, keepdim=True)).to(dtype),
+        vision_states=normal(n, width),
+        vision_keys=normal(n, 8),
+        vision_cls=normal(1, width),
+        vision_last_keys=normal(n, 12),
+        vision_last_cls=normal(2, 12),
+        clip_visual=normal(n, 10),
+        clip_text=normal(2, 10),
+        project=torch.tanh,
+    )
