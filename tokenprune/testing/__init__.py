@@ -2,5 +2,15 @@
 
 from tokenprune.testing.contract import ContractError, check_strategy
 from tokenprune.testing.random_tokens import random_tokens
+from tokenprune.testing.reference import Reference, reference_logits
+from tokenprune.testing.tiny_models import random_image, tiny_llava
 
-__all__ = ["ContractError", "check_strategy", "random_tokens"]
+__all__ = [
+    "ContractError",
+    "Reference",
+    "check_strategy",
+    "random_image",
+    "random_tokens",
+    "reference_logits",
+    "tiny_llava",
+]

@@ -1,0 +1,118 @@
+"""`Adapter`: what the generic code must know about a family of models."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tokenprune.models.vision import Vision
+
+NO_SIGNALS: frozenset[str] = frozenset()
+
+
+class Adapter(ABC):
+    """One family of vision-language models. Holds the model, changes nothing in it.
+
+    A subclass states the class attributes and writes `encode`; the other methods have defaults that fit models in which
+    every image becomes a number of placeholder tokens of the prompt.
+
+    Attributes:
+        model_types: values of `model.config.model_type` that it serves.
+        modality_keys: arguments of `generate` and `forward` that are used up before the language model (pixels, sizes);
+            the first one carries the images.
+        length_keys: further arguments with one entry per prompt column, to be cut like the prompt (token types).
+        sites: where strategies can act: "projector", later also "tower" and "decoder".
+        signals: fields of `Tokens` that it can supply beside `visual`.
+        model: the whole model, with `generate`.
+    """
+
+    model_types: ClassVar[frozenset[str]]
+    modality_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    length_keys: ClassVar[tuple[str, ...]] = ()
+    sites: ClassVar[frozenset[str]] = frozenset({"projector"})
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401
+        self.model = model
+
+    @property
+    def base(self) -> Any:  # noqa: ANN401
+        """The model without its output head."""
+        module: nn.Module = self.model.model
+        return module
+
+    @property
+    def decoder(self) -> Any:  # noqa: ANN401
+        """The language model."""
+        return self.base.language_model
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The language model's layers, in order."""
+        layers: nn.ModuleList = self.decoder.layers
+        return layers
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The module that sees the pixels. It must run once for every batch of images and for nothing else."""
+        tower: nn.Module = self.base.vision_tower
+        return tower
+
+    @property
+    def vision_attention(self) -> list[nn.Module]:
+        """The vision tower's attention modules, in order."""
+        return [
+            m for m in self.vision_tower.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "config")
+        ]
+
+    @property
+    def image_token_ids(self) -> frozenset[int]:
+        """Ids of the placeholders that image tokens replace."""
+        return frozenset({int(self.model.config.image_token_id)})
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Fields of `Tokens` beside `visual` that `encode` and the prompt can supply for this model."""
+        return frozenset({"text", "question", "grid", "key"})
+
+    @abstractmethod
+    def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
+        """Run the vision tower and the projector once.
+
+        Args:
+            inputs: what the caller gave the model, including the modality arguments.
+            want: names of `Tokens` fields to supply beside the features; names that do not come from the vision side
+                are ignored.
+
+        Returns:
+            Projected tokens, flat in placeholder order, and the wanted signals.
+        """
+
+    def embed_text(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Input embeddings of the prompt. Placeholders outside the vocabulary get those of token 0."""
+        embedding = self.model.get_input_embeddings()
+        beyond = [token for token in self.image_token_ids if token >= embedding.num_embeddings]
+        if beyond:
+            ids = ids.masked_fill(torch.isin(ids, torch.tensor(beyond, device=ids.device)), 0)
+        embeds: Tensor = embedding(ids)
+        return embeds
+
+    def to_model(self, ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+        """The ids on the device of the input embeddings."""
+        device = self.model.get_input_embeddings().weight.device
+        return ids if device.type == "meta" else ids.to(device)
+
+    def positions(self, inputs: Mapping[str, Any], default: Int[Tensor, "b l"]) -> Int[Tensor, "*axes b l"]:
+        """Positions of the dense prompt: the caller's, else `default`; models with mRoPE add axes in front."""
+        given = inputs.get("position_ids")
+        if given is None:
+            return default
+        if given.shape[-1] != default.shape[1] or given.ndim != 2 or given.shape[0] not in (1, default.shape[0]):
+            raise ValueError(
+                f"prune: position_ids are {tuple(given.shape)} but the prompts are {tuple(default.shape)}; "
+                "give one position per prompt column or leave them out"
+            )
+        placed: Tensor = given.expand(default.shape).to(default.device)
+        return placed

@@ -1,0 +1,213 @@
+"""From a dense prompt and what was kept of its images to a shorter prompt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.models.prompt import Prompt
+from tokenprune.strategy import PositionPolicy, check_choice
+from tokenprune.tokens import Selection
+
+IGNORED = -100
+"""Label of columns that do not count for the loss."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrunedPrompt:
+    """A batch of shorter prompts, padded on the left. Letters: b rows, k columns, d width.
+
+    Attributes:
+        ids: int64 (b, k), token ids; padding slots repeat some dropped or padding column of the same row.
+        embeds: float (b, k, d), zero on padding.
+        mask: int64 (b, k), 0 on padding.
+        positions: int64 (b, k) or (axes, b, k), 0 on padding.
+        columns: int64 (b, k), column of the dense prompt that stands here, -1 on padding.
+        labels: int64 (b, k), when the dense prompt had labels.
+        extras: further per-column arguments.
+        policy: how positions were made.
+        dense_ids: int64 (b, l), the prompt as the caller gave it.
+    """
+
+    ids: Int[Tensor, "b k"]
+    embeds: Float[Tensor, "b k d"]
+    mask: Int[Tensor, "b k"]
+    positions: Int[Tensor, "*axes b k"]
+    columns: Int[Tensor, "b k"]
+    policy: PositionPolicy
+    dense_ids: Int[Tensor, "b l"]
+    labels: Int[Tensor, "b k"] | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def as_inputs(self) -> dict[str, Any]:
+        """Arguments for a plain forward: `inputs_embeds`, `attention_mask`, `position_ids`, `labels` when given."""
+        inputs = {
+            "inputs_embeds": self.embeds,
+            "attention_mask": self.mask,
+            "position_ids": self.positions,
+            **self.extras,
+        }
+        return inputs if self.labels is None else {**inputs, "labels": self.labels}
+
+    def generate_kwargs(self) -> dict[str, Any]:
+        """Arguments for `generate`: the pruned ids beside the embeddings, and no pixels.
+
+        With ids as long as the embeddings a static cache gets no slot too many. The sequences that come back start with
+        the pruned ids; `restore` puts the caller's prompt in their place.
+        """
+        return {
+            "input_ids": self.ids,
+            "inputs_embeds": self.embeds,
+            "attention_mask": self.mask,
+            "position_ids": self.positions,
+            **self.extras,
+        }
+
+    def restore(self, sequences: Int[Tensor, "s t"]) -> Int[Tensor, "s _"]:
+        """`sequences` from `generate` with the caller's prompt in front instead of the pruned one.
+
+        Args:
+            sequences: int64 (b * r, k + new), r rows per prompt (beams, return sequences).
+        """
+        copies = sequences.shape[0] // self.dense_ids.shape[0]
+        prompts = self.dense_ids.to(sequences.device).repeat_interleave(copies, dim=0)
+        return torch.cat([prompts, sequences[:, self.ids.shape[1] :]], dim=1)
+
+
+def compact(
+    prompt: Prompt, selections: Sequence[Selection], *, positions: PositionPolicy = "compact", shortcut: bool = True
+) -> PrunedPrompt:
+    """Drop the visual tokens that were not kept. Text is never dropped.
+
+    Args:
+        prompt: the dense prompt.
+        selections: one per image of `prompt.segments`. Kept tokens of an image that are not ascending enter the model
+            in the order of their indices, in the columns that the kept tokens had; features of merging methods replace
+            the tokens at their indices.
+        positions: "original": every token keeps its position in the dense prompt. "compact": positions count up without
+            gaps from the position of the row's first token.
+        shortcut: hand the dense prompt through untouched when everything is kept in order, its padding included.
+
+    Returns:
+        The pruned prompt. The label of each row's first token becomes -100 (in a padded batch the padding slot before
+        it would be trained to predict it), as does that of padding.
+
+    Raises:
+        ValueError: when selections and images do not fit together, or the policy is unknown.
+    """
+    check_choice("compact", "positions", positions, ("original", "compact"))
+    _check_selections(prompt, selections)
+    if shortcut and _keeps_everything(selections):
+        return _dense(prompt, positions)
+    rows, columns = _kept_places(prompt, selections)
+    embeds = prompt.embeds
+    if any(selection.features is not None for selection in selections):
+        embeds = embeds.clone()
+        embeds[rows, columns] = _replacements(prompt, selections, rows, columns)
+    flags = prompt.mask.clone()
+    for segment in prompt.segments:
+        flags[segment.row, segment.columns] = False
+    flags[rows, columns] = True
+    lengths = [text.shape[0] for text in prompt.text]
+    for segment, selection in zip(prompt.segments, selections, strict=True):
+        lengths[segment.row] += selection.kept
+    source, mask = _source(flags, max(lengths), rows, columns, prompt, selections)
+    batch = torch.arange(source.shape[0], device=source.device)[:, None]
+    return PrunedPrompt(
+        ids=prompt.ids[batch, source],
+        embeds=embeds[batch, source].masked_fill(~mask.unsqueeze(-1), 0),
+        mask=mask.long(),
+        positions=_positions(prompt, source, mask, positions),
+        columns=source.masked_fill(~mask, -1),
+        labels=None if prompt.labels is None else _labels(prompt.labels, source, mask),
+        extras={
+            name: value.to(source.device)[batch, source].masked_fill(~mask, 0) for name, value in prompt.extras.items()
+        },
+        policy=positions,
+        dense_ids=prompt.ids,
+    )
+
+
+def _check_selections(prompt: Prompt, selections: Sequence[Selection]) -> None:
+    if len(selections) != len(prompt.segments):
+        raise ValueError(f"compact: {len(selections)} selections for {len(prompt.segments)} images; give one per image")
+    for i, (segment, selection) in enumerate(zip(prompt.segments, selections, strict=True)):
+        if selection.total != segment.columns.shape[0]:
+            raise ValueError(
+                f"compact: selection {i} is of {selection.total} tokens but the image has {segment.columns.shape[0]}; "
+                "keep the order of prompt.tokens()"
+            )
+
+
+def _keeps_everything(selections: Sequence[Selection]) -> bool:
+    if any(selection.kept != selection.total or selection.features is not None for selection in selections):
+        return False
+    return all(torch.equal(s.indices, torch.arange(s.total, device=s.indices.device)) for s in selections)
+
+
+def _dense(prompt: Prompt, policy: PositionPolicy) -> PrunedPrompt:
+    everywhere = torch.arange(prompt.ids.shape[1], device=prompt.ids.device).expand(prompt.ids.shape)
+    return PrunedPrompt(
+        ids=prompt.ids,
+        embeds=prompt.embeds,
+        mask=prompt.mask.long(),
+        positions=prompt.positions,
+        columns=everywhere.masked_fill(~prompt.mask, -1),
+        labels=prompt.labels,
+        extras=prompt.extras,
+        policy=policy,
+        dense_ids=prompt.ids,
+    )
+
+
+def _kept_places(prompt: Prompt, selections: Sequence[Selection]) -> tuple[Tensor, Tensor]:
+    """Row and column of every kept visual token, image after image, in the order of the selection."""
+    device = prompt.ids.device
+    if not selections:
+        return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.int64, device=device)
+    pairs = list(zip(prompt.segments, selections, strict=True))
+    rows = torch.tensor([segment.row for segment, _ in pairs]).repeat_interleave(
+        torch.tensor([s.kept for _, s in pairs])
+    )
+    return rows.to(device), torch.cat([segment.columns[s.indices.to(device)] for segment, s in pairs])
+
+
+def _replacements(prompt: Prompt, selections: Sequence[Selection], rows: Tensor, columns: Tensor) -> Tensor:
+    own = prompt.embeds[rows, columns].split([selection.kept for selection in selections])
+    mixed = [old if s.features is None else s.features.to(old) for old, s in zip(own, selections, strict=True)]
+    return torch.cat(mixed)
+
+
+def _source(
+    flags: Tensor, length: int, rows: Tensor, columns: Tensor, prompt: Prompt, selections: Sequence[Selection]
+) -> tuple[Tensor, Tensor]:
+    """For every slot of the pruned prompt the dense column that goes there, and where slots are real."""
+    counts = flags.sum(1, keepdim=True)
+    # A stable sort puts dropped columns first and kept ones, in order, last: the result is padded on the left.
+    source = flags.to(torch.int8).sort(dim=1, stable=True).indices[:, flags.shape[1] - length :]
+    mask = torch.arange(length, device=flags.device) >= length - counts
+    if selections:
+        slots = flags.long().cumsum(1) - 1 + length - counts
+        image = torch.arange(len(selections)).repeat_interleave(torch.tensor([s.kept for s in selections])).to(rows)
+        # Columns of each image in ascending order, images after each other: the slots its tokens fill.
+        ascending = (image * flags.shape[1] + columns).sort().values % flags.shape[1]
+        source = source.clone()
+        source[rows, slots[rows, ascending]] = columns
+    return source, mask
+
+
+def _positions(prompt: Prompt, source: Tensor, mask: Tensor, policy: PositionPolicy) -> Tensor:
+    dense = prompt.positions
+    if policy == "original":
+        return dense.gather(-1, source.expand(*dense.shape[:-1], -1)).masked_fill(~mask, 0)
+    first = prompt.mask.to(torch.int8).argmax(1, keepdim=True)
+    start = dense.gather(-1, first.expand(*dense.shape[:-1], -1))
+    return (start + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+
+
+def _labels(labels: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+    first = mask & (mask.long().cumsum(1) == 1)
+    return labels.gather(1, source).masked_fill(~mask | first, IGNORED)

@@ -1,0 +1,185 @@
+"""The dense prompt: what the language model would have got without pruning, and where the images are in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tokenprune.models.adapter import Adapter
+from tokenprune.models.inputs import check_ids, default_positions, padding_mask
+from tokenprune.models.vision import Grid, Vision
+from tokenprune.tokens import Tokens
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Segment:
+    """One image of a prompt.
+
+    Attributes:
+        row: row of the batch.
+        image: number of the image within its row.
+        columns: int64 (n,), columns of its tokens, ascending; they need not be contiguous.
+        grid: (rows, columns) of its raster, or None.
+    """
+
+    row: int
+    image: int
+    columns: Int[Tensor, " n"]
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prompt:
+    """A batch of dense prompts. Immutable. Letters: b rows, l columns, d width.
+
+    Attributes:
+        ids: int64 (b, l), token ids with one placeholder per visual token.
+        embeds: float (b, l, d), text embeddings with the projected tokens in place.
+        mask: bool (b, l), False on padding.
+        positions: int64 (b, l), position of each column; (axes, b, l) for models with several position axes.
+        segments: the images, in placeholder order.
+        text: columns of each row's text tokens (no padding, no placeholders), int64.
+        left_padded: True when no row has padding after its first token.
+        vision: what the vision side said; None for a batch without images.
+        labels: int64 (b, l), when given.
+        extras: further per-column arguments of the model, by name.
+    """
+
+    ids: Int[Tensor, "b l"]
+    embeds: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"]
+    positions: Int[Tensor, "*axes b l"]
+    segments: tuple[Segment, ...]
+    text: tuple[Int[Tensor, " _"], ...]
+    left_padded: bool
+    vision: Vision | None = None
+    labels: Int[Tensor, "b l"] | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tokens(self) -> list[Tokens]:
+        """What a strategy sees: one `Tokens` per image, in placeholder order, with every signal that `vision` holds.
+
+        `question` marks the text after the last image of the row.
+        """
+        if self.vision is None:
+            return []
+        vision, embeds = self.vision, self.embeds.detach()
+        visual = vision.features.detach().to(embeds.device, embeds.dtype).split(vision.counts)
+        text, question = {}, {}
+        for segment in self.segments:  # the last image of a row wins
+            row, columns = segment.row, self.text[segment.row]
+            text[row] = embeds[row, columns]
+            question[row] = columns > segment.columns[-1]
+        return [
+            Tokens(
+                visual[i],
+                text=text[segment.row],
+                question=question[segment.row],
+                grid=segment.grid,
+                key=None if vision.keys is None else vision.keys[i],
+                cls_attention=_signal(vision.cls_attention, i, embeds.device),
+                vision_states=_signal(vision.vision_states, i, embeds.device),
+                vision_keys=_signal(vision.vision_keys, i, embeds.device),
+            )
+            for i, segment in enumerate(self.segments)
+        ]
+
+
+def build_prompt(
+    adapter: Adapter,
+    inputs: Mapping[str, Any],
+    vision: Vision | None = None,
+    *,
+    forward: bool = False,
+    pad: tuple[int | None, frozenset[int]] = (None, frozenset()),
+) -> Prompt:
+    """Merge text and images as the model itself would, and find each image's place.
+
+    Images are told apart by the number of tokens that each one has, in the order of the placeholders: two images side
+    by side need no text between them.
+
+    Args:
+        adapter: the model's adapter.
+        inputs: `input_ids`, and `attention_mask`, `position_ids`, `labels` when there are any, as for the model.
+        vision: from `adapter.encode`; None without images.
+        forward: number columns as a plain forward does (0, 1, 2, ... with the padding) instead of as `generate` does
+            (from the first token of each row).
+        pad: padding id and end ids, by which padding is told when there is no mask, as `generate` does.
+
+    Raises:
+        TypeError: when `input_ids` or `attention_mask` is no tensor of the right kind.
+        ValueError: when shapes do not fit, or placeholders and image tokens differ in number.
+    """
+    ids = adapter.to_model(check_ids(inputs))
+    mask = padding_mask(inputs.get("attention_mask"), ids, pad)
+    embeds = adapter.embed_text(ids)
+    visual = is_placeholder(ids, adapter)
+    # The only transfer from the device: two bits per column. What follows is planned on the host.
+    visual_host, mask_host = torch.stack([visual, mask]).cpu().unbind()
+    segments: tuple[Segment, ...] = ()
+    if vision is not None:
+        segments = _segments(visual_host, vision, ids.device)
+        features = vision.features.to(embeds.device, embeds.dtype)
+        embeds = embeds.masked_scatter(visual.unsqueeze(-1), features)
+    text = (mask_host & ~visual_host).nonzero()
+    text_rows = text[:, 1].to(ids.device).split((mask_host & ~visual_host).sum(1).tolist())
+    return Prompt(
+        ids=ids,
+        embeds=embeds,
+        mask=mask,
+        positions=adapter.positions(inputs, default_positions(mask, forward=forward)),
+        segments=segments,
+        text=tuple(text_rows),
+        left_padded=bool((mask_host.long().diff(dim=1) >= 0).all()),
+        vision=vision,
+        labels=_per_column("labels", inputs, ids),
+        extras={name: inputs[name] for name in adapter.length_keys if inputs.get(name) is not None},
+    )
+
+
+def is_placeholder(ids: Int[Tensor, "b l"], adapter: Adapter) -> Bool[Tensor, "b l"]:
+    """True where a visual token goes."""
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    for token in adapter.image_token_ids:
+        found |= ids == token
+    return found
+
+
+def _segments(visual: Tensor, vision: Vision, device: torch.device) -> tuple[Segment, ...]:
+    places = visual.nonzero()
+    if places.shape[0] != sum(vision.counts):
+        raise ValueError(
+            f"prune: the prompts have {places.shape[0]} image placeholders but the images have "
+            f"{sum(vision.counts)} tokens ({len(vision.counts)} images); make prompts and pixels in one processor call"
+        )
+    columns = places[:, 1].to(device).split(vision.counts)
+    segments: list[Segment] = []
+    start, image, previous = 0, 0, -1
+    for i, count in enumerate(vision.counts):
+        row, last_row = int(places[start, 0]), int(places[start + count - 1, 0])
+        if row != last_row:
+            raise ValueError(
+                f"prune: image {i} has {count} tokens, but its placeholders begin in prompt {row} and end in "
+                f"prompt {last_row}; give every prompt as many placeholders as its own images have tokens"
+            )
+        image = image + 1 if row == previous else 0
+        segments.append(Segment(row=row, image=image, columns=columns[i], grid=vision.grids[i]))
+        start, previous = start + count, row
+    return tuple(segments)
+
+
+def _per_column(name: str, inputs: Mapping[str, Any], ids: Tensor) -> Tensor | None:
+    value = inputs.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or value.shape != ids.shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"prune: {name} must have one entry per prompt column, {tuple(ids.shape)}, got {got}")
+    return value.to(ids.device)
+
+
+def _signal(per_image: tuple[Tensor, ...] | None, i: int, device: torch.device) -> Tensor | None:
+    return None if per_image is None else per_image[i].detach().to(device)

@@ -1,0 +1,130 @@
+"""Prune one batch of prompts: the pure function under `prune` and `prune_inputs`."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+from tokenprune.models.adapter import Adapter
+from tokenprune.models.compact import PrunedPrompt, compact
+from tokenprune.models.families import adapter_for
+from tokenprune.models.inputs import PadIds
+from tokenprune.models.prompt import Prompt, build_prompt
+from tokenprune.models.refuse import refuse_embeddings
+from tokenprune.models.select import as_strategy, check_strategy_fits, select_tokens
+from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
+from tokenprune.tokens import Selection
+
+
+class Pruned(NamedTuple):
+    """A batch before and after, and what was chosen."""
+
+    prompt: Prompt
+    pruned: PrunedPrompt
+    selections: list[Selection]
+    seconds: float
+
+
+def prune_batch(
+    adapter: Adapter,
+    strategy: PruningStrategy,
+    positions: PositionPolicy,
+    inputs: Mapping[str, Any],
+    *,
+    forward: bool = False,
+    pad: PadIds = (None, frozenset()),
+    encoding: AbstractContextManager[object] | None = None,
+) -> Pruned:
+    """Encode the images, build the dense prompt, choose, and drop.
+
+    Args:
+        adapter: the model's adapter.
+        strategy: what chooses.
+        positions: position policy.
+        inputs: the model's arguments.
+        forward: prepare for a plain forward instead of `generate`: dense positions count padding, and a prompt of which
+            everything is kept passes untouched whatever side its padding is on.
+        pad: see `build_prompt`.
+        encoding: entered while the vision tower runs.
+    """
+    vision = None
+    if inputs.get(adapter.modality_keys[0]) is not None:
+        with encoding or nullcontext():
+            vision = adapter.encode(inputs, want=strategy.needs | strategy.uses)
+    prompt = build_prompt(adapter, inputs, vision, forward=forward, pad=pad)
+    selections, seconds = select_tokens(strategy, prompt)
+    pruned = compact(prompt, selections, positions=positions, shortcut=forward or prompt.left_padded)
+    return Pruned(prompt, pruned, selections, seconds)
+
+
+def prune_inputs(
+    model: Any,  # noqa: ANN401
+    strategy: PruningStrategy | str,
+    *,
+    positions: PositionPolicy | None = None,
+    **inputs: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """Prune a batch of prompts and hand back arguments for the model; the model is not touched.
+
+    The same as `prune` as a pure function: `model(**prune_inputs(model, strategy, **inputs))`, or `model.generate` with
+    them, which then returns the new tokens alone. Gradients flow through to the projector; wrap the call in
+    `torch.no_grad()` when they are not needed.
+
+    Args:
+        model: a supported transformers model.
+        strategy: a strategy, or its text form.
+        positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
+            authors do.
+        inputs: what the processor returned (`input_ids`, `attention_mask`, `pixel_values`, ...), and `labels`.
+
+    Returns:
+        `inputs_embeds` float (b, k, d), `attention_mask` int64 (b, k) and `position_ids` int64 (b, k), padded on the
+        left; `labels` int64 (b, k) when they were given.
+
+    Raises:
+        TypeError: for an argument that does not belong to a prompt.
+        ValueError: when prompts and images do not fit together, or strategy and model.
+    """
+    adapter = adapter_for(model)
+    strategy = as_strategy(strategy)
+    check_strategy_fits(strategy, adapter)
+    policy = position_policy(strategy, positions)
+    refuse_embeddings(inputs, what="prune_inputs")
+    known = {"input_ids", "attention_mask", "position_ids", "labels", *adapter.modality_keys, *adapter.length_keys}
+    unknown = sorted(inputs.keys() - known)
+    if unknown:
+        raise TypeError(
+            f"prune_inputs: {unknown[0]} is no part of a prompt; give it to the model ({', '.join(sorted(known))})"
+        )
+    result = prune_batch(adapter, strategy, policy, inputs)
+    check_placeholders(adapter, result.prompt)
+    return result.pruned.as_inputs()
+
+
+def position_policy(strategy: PruningStrategy, positions: PositionPolicy | None) -> PositionPolicy:
+    """The policy asked for, or that of the method's authors.
+
+    Raises:
+        ValueError: when it is neither "original" nor "compact".
+    """
+    if positions is None:
+        return strategy.positions
+    check_choice("prune", "positions", positions, ("original", "compact"))
+    return positions
+
+
+def check_placeholders(adapter: Adapter, prompt: Prompt) -> None:
+    """Raise when a prompt without pixels has image placeholders.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if prompt.vision is None and sum(map(len, prompt.text)) != int(prompt.mask.sum()):
+        raise_missing_pixels(adapter)
+
+
+def raise_missing_pixels(adapter: Adapter) -> None:
+    """Raise: placeholders came without the images."""
+    raise ValueError(
+        f"prune: the prompt has image placeholders but {adapter.modality_keys[0]} is missing; pass everything that the "
+        "processor returned, or a prompt without placeholders"
+    )

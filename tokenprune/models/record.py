@@ -1,0 +1,230 @@
+"""The record: what was pruned, where, and how long choosing took."""
+
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tokenprune.models.compact import PrunedPrompt
+from tokenprune.models.prompt import Prompt
+from tokenprune.strategy import PositionPolicy, PruningStrategy, Site
+from tokenprune.tokens import Selection, StageCount
+
+CallKind = Literal["generate", "forward"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageRecord:
+    """What happened to one image in one call.
+
+    Attributes:
+        call: number of the call in its context, from 0.
+        prompt: row of the batch.
+        image: number of the image within its prompt.
+        tokens_in: visual tokens that came.
+        tokens_kept: visual tokens that entered the language model.
+        indices: int64 (tokens_kept,) on the CPU, original indices in the order in which they entered.
+        requested: tokens asked for; None when the method finds the number itself; may exceed `tokens_in`.
+        merged: True when kept tokens carry new features.
+        stages: one entry per stage of a pipeline.
+        site: where tokens were dropped.
+        positions: position policy that was used.
+        select_seconds: seconds that the call spent on choosing, for *all* its images together.
+    """
+
+    call: int
+    prompt: int
+    image: int
+    tokens_in: int
+    tokens_kept: int
+    indices: Int[Tensor, " k"] = field(repr=False)
+    requested: int | None
+    merged: bool
+    stages: tuple[StageCount, ...]
+    site: Site
+    positions: PositionPolicy
+    select_seconds: float
+
+    @property
+    def row(self) -> int:
+        """The same as `prompt`."""
+        return self.prompt
+
+    @property
+    def kept_share(self) -> float:
+        """`tokens_kept / tokens_in`."""
+        return self.tokens_kept / self.tokens_in
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, strings and lists."""
+        names = ("call", "prompt", "image", "tokens_in", "tokens_kept", "requested", "merged", "site", "positions")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "indices": self.indices.tolist(),
+            "stages": [{"stage": s.stage, "tokens_in": s.tokens_in, "tokens_out": s.tokens_out} for s in self.stages],
+            "select_seconds": self.select_seconds,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CallRecord:
+    """One call of the model.
+
+    Attributes:
+        kind: "generate" or "forward".
+        prompts: rows of the batch.
+        columns_in: length of the padded dense prompt.
+        columns_kept: length of the padded pruned prompt, that of a forward's logits.
+        columns: int64 (prompts, columns_kept) on the CPU: dense column of each slot, -1 on padding; None for a call
+            without images, which went to the model unchanged.
+        images: its images.
+        select_seconds: seconds spent on choosing.
+    """
+
+    kind: CallKind
+    prompts: int
+    columns_in: int
+    columns_kept: int
+    columns: Int[Tensor, "b k"] | None = field(repr=False)
+    images: tuple[ImageRecord, ...] = field(repr=False)
+    select_seconds: float
+
+
+class Record:
+    """What a `prune` context did; it grows with every call of the model.
+
+    Indices are copied to the CPU, a few hundred int64 per image; nothing else of the call is held. For very long runs
+    open one context per batch.
+
+    Attributes:
+        strategy: what chose.
+        site: where it acts.
+        positions: the position policy that was used.
+    """
+
+    def __init__(self, strategy: PruningStrategy, positions: PositionPolicy) -> None:
+        self.strategy = strategy
+        self.site = strategy.site
+        self.positions = positions
+        self._calls: list[CallRecord] = []
+        self._lock = Lock()
+
+    @property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """The calls so far, those without images included."""
+        return tuple(self._calls)
+
+    @property
+    def images(self) -> list[ImageRecord]:
+        """Every image of every call so far, in order."""
+        return [image for call in self._calls for image in call.images]
+
+    @property
+    def tokens_in(self) -> int:
+        """Visual tokens that came, over all images."""
+        return sum(image.tokens_in for image in self.images)
+
+    @property
+    def tokens_kept(self) -> int:
+        """Visual tokens that entered the language model, over all images."""
+        return sum(image.tokens_kept for image in self.images)
+
+    @property
+    def kept_share(self) -> float:
+        """`tokens_kept / tokens_in`; NaN before the first image."""
+        return self.tokens_kept / self.tokens_in if self.images else float("nan")
+
+    @property
+    def select_seconds(self) -> float:
+        """Seconds spent on choosing, over all calls."""
+        return sum(call.select_seconds for call in self._calls)
+
+    def add(
+        self, kind: CallKind, prompt: Prompt, pruned: PrunedPrompt, selections: list[Selection], seconds: float
+    ) -> None:
+        """Note one call. One transfer from the device."""
+        flat = torch.cat([pruned.columns.flatten(), *(s.indices.to(pruned.columns.device) for s in selections)]).cpu()
+        columns, *indices = flat.split([pruned.columns.numel(), *(s.kept for s in selections)])
+        # Clones: a view would keep the whole transfer alive.
+        with self._lock:
+            images = tuple(
+                ImageRecord(
+                    call=len(self._calls),
+                    prompt=segment.row,
+                    image=segment.image,
+                    tokens_in=selection.total,
+                    tokens_kept=selection.kept,
+                    indices=rows.clone(),
+                    requested=selection.requested,
+                    merged=selection.features is not None,
+                    stages=selection.stages,
+                    site=self.site,
+                    positions=self.positions,
+                    select_seconds=seconds,
+                )
+                for segment, selection, rows in zip(prompt.segments, selections, indices, strict=True)
+            )
+            self._calls.append(
+                CallRecord(
+                    kind=kind,
+                    prompts=prompt.ids.shape[0],
+                    columns_in=prompt.ids.shape[1],
+                    columns_kept=pruned.ids.shape[1],
+                    columns=columns.clone().view(pruned.columns.shape),
+                    images=images,
+                    select_seconds=seconds,
+                )
+            )
+
+    def add_plain(self, kind: CallKind, shape: tuple[int, int]) -> None:
+        """Note one call without images."""
+        call = CallRecord(
+            kind=kind,
+            prompts=shape[0],
+            columns_in=shape[1],
+            columns_kept=shape[1],
+            columns=None,
+            images=(),
+            select_seconds=0.0,
+        )
+        with self._lock:
+            self._calls.append(call)
+
+    def summary(self) -> str:
+        """One line for people."""
+        images = self.images
+        head = f"{self.strategy!r} at the {self.site}, {self.positions} positions"
+        if not images:
+            return f"{head}: {len(self._calls)} calls, no images"
+        return (
+            f"{head}: {len(images)} images in {len(self._calls)} calls, kept {self.tokens_kept} of {self.tokens_in} "
+            f"visual tokens ({100 * self.kept_share:.1f}%), {1000 * self.select_seconds:.1f} ms choosing"
+        )
+
+    def __repr__(self) -> str:
+        return f"Record({self.summary()})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, strings and lists, ready for JSON."""
+        return {
+            "strategy": repr(self.strategy),
+            "site": self.site,
+            "positions": self.positions,
+            "tokens_in": self.tokens_in,
+            "tokens_kept": self.tokens_kept,
+            "select_seconds": self.select_seconds,
+            "calls": [
+                {
+                    "kind": call.kind,
+                    "prompts": call.prompts,
+                    "columns_in": call.columns_in,
+                    "columns_kept": call.columns_kept,
+                    "select_seconds": call.select_seconds,
+                    "images": [image.to_dict() for image in call.images],
+                }
+                for call in self._calls
+            ],
+        }

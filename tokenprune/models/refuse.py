@@ -1,0 +1,104 @@
+"""Ways of calling a model that cannot be pruned correctly are refused before anything is computed."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenprune.models.errors import UnsupportedError
+
+# Setting of `generate` -> why not, and what to do.
+_GENERATE = {
+    "assistant_model": "assisted decoding feeds the assistant the full prompt, whose length no longer fits; drop it",
+    "prompt_lookup_num_tokens": "prompt lookup is a kind of assisted decoding and is not supported yet; drop it",
+    "assistant_early_exit": "assisted decoding is not supported; drop it",
+    "prefill_chunk_size": "chunked prefill cannot split a prompt given as embeddings; set it to None",
+    "custom_generate": "a custom decoding loop may rebuild masks and positions of the full prompt; drop it",
+    "token_healing": "token healing rewrites prompt ids after the embeddings are made; switch it off",
+    "encoder_repetition_penalty": "it needs the prompt's ids where generate has embeddings; use repetition_penalty",
+    "encoder_no_repeat_ngram_size": "it needs the prompt's ids where generate has embeddings; use no_repeat_ngram_size",
+}
+_NEUTRAL = {"encoder_repetition_penalty": 1.0}  # values that switch a setting off, beside None, False and 0
+
+
+def setting(name: str, call: Mapping[str, Any], model: nn.Module) -> Any:  # noqa: ANN401
+    """A setting of `generate`: from the call, else from its generation_config, else from the model's."""
+    values = (call.get(name), getattr(call.get("generation_config"), name, None))
+    found = next((value for value in values if value is not None), None)
+    return getattr(getattr(model, "generation_config", None), name, None) if found is None else found
+
+
+def refuse_generate(call: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise for settings of `generate` that do not go with pruned prompts.
+
+    Raises:
+        UnsupportedError: naming the setting and the way out.
+    """
+    for name, reason in _GENERATE.items():
+        value = setting(name, call, model)
+        if value is not None and value is not False and value != 0 and value != _NEUTRAL.get(name):
+            raise UnsupportedError(f"prune: generate with {name}={_show(value)} cannot be pruned: {reason}")
+    if setting("cache_implementation", call, model) == "paged":
+        raise UnsupportedError(
+            "prune: generate with cache_implementation='paged' cannot be pruned: it takes ids only; "
+            "use 'dynamic' or 'static'"
+        )
+
+
+def refuse_cache(cache: object, *, what: str) -> None:
+    """Raise when a cache that is not empty comes with images, or after images were pruned.
+
+    Raises:
+        UnsupportedError: with the way out.
+    """
+    if cached_length(cache):
+        raise UnsupportedError(
+            f"prune: {what} with past_key_values that already hold {cached_length(cache)} columns is not supported: "
+            "the cache is shorter than the conversation, and transformers would feed old tokens again without error; "
+            "pass the whole conversation without a cache (it is pruned again, the same way)"
+        )
+
+
+def cached_length(cache: object) -> int:
+    """Number of columns in a cache; 0 for None."""
+    length = getattr(cache, "get_seq_length", None)
+    return int(length()) if length is not None else 0
+
+
+def refuse_embeddings(call: Mapping[str, Any], *, what: str) -> None:
+    """Raise when the caller hands over what the images have already gone into.
+
+    Raises:
+        UnsupportedError: with the way out.
+    """
+    for name in ("inputs_embeds", "mm_encoder_outputs"):
+        if call.get(name) is not None:
+            raise UnsupportedError(
+                f"prune: {what} with {name} cannot be pruned: visual tokens cannot be told from text there; pass "
+                "input_ids and pixel_values, or call the model outside the context"
+            )
+
+
+def refuse_columns(call: Mapping[str, Any], known: Collection[str], shape: tuple[int, int]) -> None:
+    """Raise for arguments with one entry per prompt column that nobody would cut to the pruned prompt.
+
+    Raises:
+        UnsupportedError: naming the argument.
+    """
+    for name, value in call.items():
+        if name in known or not isinstance(value, Tensor):
+            continue
+        if tuple(value.shape[:2]) == shape or (value.ndim >= 2 and tuple(value.shape[-2:]) == shape):
+            raise UnsupportedError(
+                f"prune: {name} of shape {tuple(value.shape)} has one entry per prompt column and is unknown here, so "
+                "it would not fit the pruned prompt; leave it out, or use an adapter whose length_keys name it"
+            )
+    if isinstance(call.get("logits_to_keep"), Tensor):
+        raise UnsupportedError(
+            "prune: logits_to_keep as a tensor names columns of the full prompt; pass a number, or pick from the "
+            "logits through record.calls[-1].columns"
+        )
+
+
+def _show(value: object) -> str:
+    return f"<{type(value).__name__}>" if isinstance(value, nn.Module) or callable(value) else repr(value)

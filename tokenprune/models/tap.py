@@ -1,0 +1,123 @@
+"""Reading attention rows and keys of one attention module while the fast attention backend stays on."""
+
+import copy
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+TAP = "tokenprune_tap"
+"""Name of the attention function; it stays in the registry and does nothing for modules without an open tap."""
+
+
+TowerReading = tuple[Tensor | None, Tensor | None]
+
+
+class Tap:
+    """What one attention module saw: fill `read`, run the model, then look at `seen`.
+
+    Args:
+        read: called with queries and keys (after rotary embedding, before grouped keys are repeated), each
+            (b, h, n, d).
+        backend: name of the attention implementation that does the module's work.
+    """
+
+    def __init__(self, read: Callable[[Tensor, Tensor, float], Any], backend: str) -> None:
+        self.read = read
+        self.backend = backend
+        self.seen: list[Any] = []
+
+
+_open: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
+
+
+def attention_rows(
+    query: Float[Tensor, "b h q d"], key: Float[Tensor, "b g n d"], scaling: float
+) -> Float[Tensor, "b h q n"]:
+    """Softmax attention of the given queries to all keys, in float32, without a mask.
+
+    Args:
+        query: the wanted query rows only.
+        key: all keys; h must be a multiple of g (grouped-query attention).
+        scaling: factor on the inner products.
+    """
+    groups = query.shape[1] // key.shape[1]
+    keys = key.repeat_interleave(groups, dim=1) if groups > 1 else key
+    return torch.softmax((query.float() @ keys.float().transpose(-1, -2)) * scaling, dim=-1)
+
+
+@contextmanager
+def tap(module: nn.Module, read: Callable[[Tensor, Tensor, float], Any]) -> Iterator[list[Any]]:
+    """While open, every forward of the attention module also appends `read(queries, keys, scaling)` to the list.
+
+    Only this module changes, and only by a copy of its config that names another attention function, which then calls
+    the model's own backend: SDPA and Flash stay on everywhere.
+
+    Args:
+        module: an attention module of a transformers model (it owns a `config`).
+        read: gets queries and keys as (b, h, n, d) and the scaling factor.
+
+    Raises:
+        RuntimeError: when the module has an open tap already.
+    """
+    if module in _open:
+        raise RuntimeError(
+            f"tap: {type(module).__name__} is being read already; close the first tap before opening another"
+        )
+    original = module.config
+    changed = copy.copy(original)
+    changed._attn_implementation = TAP  # type: ignore[union-attr]
+    opened = Tap(read, original._attn_implementation)  # type: ignore[union-attr,arg-type]
+    _open[module] = opened
+    module.config = changed
+    try:
+        yield opened.seen
+    finally:
+        module.config = original
+        del _open[module]
+
+
+def tower_reader(want: Collection[str], prefix: int) -> Callable[[Tensor, Tensor, float], TowerReading]:
+    """A reader for `tap` on a vision tower: CLS attention and mean keys, as far as wanted.
+
+    Args:
+        want: may hold "cls_attention" (attention of row 0 to all tokens behind the prefix) and "vision_keys" (keys
+            averaged over heads).
+        prefix: number of leading rows that are no visual tokens (1 for a dropped CLS token).
+
+    Returns:
+        Function from queries, keys and scaling to (float32 (images, h, n) or None, (images, n, e) or None).
+    """
+
+    def read(query: Tensor, key: Tensor, scaling: float) -> TowerReading:
+        rows = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:] if "cls_attention" in want else None
+        return rows, key.mean(1)[:, prefix:] if "vision_keys" in want else None
+
+    return read
+
+
+def _tapped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor | None]:
+    opened = _open[module]
+    scaling = kwargs.get("scaling")
+    opened.seen.append(opened.read(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling))
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    backend = ALL_ATTENTION_FUNCTIONS.get_interface(opened.backend, eager)
+    result: tuple[Tensor, Tensor | None] = backend(module, query, key, value, attention_mask, **kwargs)
+    return result
+
+
+AttentionInterface.register(TAP, _tapped)

@@ -1,0 +1,63 @@
+"""What the vision side of a model says about a batch of images."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Grid = tuple[int, int] | None
+
+_MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio as int64: neighbouring pixels get unrelated weights
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Vision:
+    """Projected tokens and signals of all images of a call. Immutable.
+
+    Per-image entries stand in the order in which the images' placeholders stand in the prompts, row after row.
+
+    Attributes:
+        features: float (n, d), projected tokens of all images one after another.
+        counts: number of tokens of each image.
+        grids: (rows, columns) of each image's raster, or None where the tokens are no raster.
+        keys: `Tokens.key` of each image, when asked for.
+        cls_attention: `Tokens.cls_attention` of each image, float (h, n_i), when asked for.
+        vision_states: `Tokens.vision_states` of each image, float (n_i, c), when asked for.
+        vision_keys: `Tokens.vision_keys` of each image, float (n_i, e), when asked for.
+    """
+
+    features: Float[Tensor, "n d"]
+    counts: tuple[int, ...]
+    grids: tuple[Grid, ...]
+    keys: tuple[int, ...] | None = None
+    cls_attention: tuple[Float[Tensor, "h _"], ...] | None = None
+    vision_states: tuple[Float[Tensor, "_ c"], ...] | None = None
+    vision_keys: tuple[Float[Tensor, "_ e"], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if sum(self.counts) != self.features.shape[0] or len(self.grids) != len(self.counts):
+            raise ValueError(
+                f"Vision: {len(self.counts)} images with {sum(self.counts)} tokens and {len(self.grids)} grids do not "
+                f"fit {self.features.shape[0]} rows of features; an adapter must return one row per placeholder"
+            )
+
+
+def image_keys(pixels: Float[Tensor, "images *shape"]) -> tuple[int, ...]:
+    """One 64-bit number per image, made from its pixel values alone.
+
+    The pixels are rounded to bfloat16, so that a batch in float32 and the same batch in bfloat16 give the same keys
+    (float16 may not), and their bits are summed as integers with weights that depend on the place in the image: exact
+    on every device, in any order of summation. Costs one transfer from the device.
+
+    Args:
+        pixels: what the processor hands to the vision tower, images first.
+
+    Examples:
+        >>> image_keys(torch.zeros(2, 3, 4, 4)) == image_keys(torch.zeros(1, 3, 4, 4)) * 2
+        True
+    """
+    bits = pixels.detach().to(torch.bfloat16).flatten(1).view(torch.int16).long() & 0xFFFF
+    place = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _MULTIPLIER
+    weights = (place ^ (place >> 29)) * _MULTIPLIER | 1
+    return tuple(((bits + 1) * weights).sum(1).tolist())
