@@ -1,7 +1,28 @@
 """Published methods and controls, one per file; the table in README.md says what each needs and where it deviates."""
 
+from tokenprune.baselines.cdpruner import CDPruner
+from tokenprune.baselines.divprune import DivPrune
+from tokenprune.baselines.fastervlm import FasterVLM
 from tokenprune.baselines.grid_pool import GridPool
+from tokenprune.baselines.hired import HiRED
+from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
 from tokenprune.baselines.random_subset import Random
+from tokenprune.baselines.trim import TRIM
 from tokenprune.baselines.uniform import UniformGrid
+from tokenprune.baselines.visionzip import VisionZip
+from tokenprune.baselines.vispruner import VisPruner
 
-__all__ = ["GridPool", "Random", "UniformGrid"]
+__all__ = [
+    "TRIM",
+    "CDPruner",
+    "DivPrune",
+    "FasterVLM",
+    "GridPool",
+    "HiRED",
+    "PruMerge",
+    "PruMergePlus",
+    "Random",
+    "UniformGrid",
+    "VisPruner",
+    "VisionZip",
+]

@@ -38,7 +38,7 @@ class StagedStrategy(PruningStrategy):
             "equivariant": all(stage.equivariant for stage in self.stages),
             "merges": any(stage.merges for stage in self.stages),
             "whole_raster": self.stages[0].whole_raster,
-            "ascending": self.stages[-1].ascending,
+            "ascending": all(stage.ascending for stage in self.stages),
         }
         for name, value in facts.items():
             object.__setattr__(self, name, value)

@@ -1,0 +1,184 @@
+r"""CDPruner: a determinantal point process conditioned on the prompt.
+
+Relevance $r_i = -\operatorname{mean}_s \cos(e_i, t_s)$ of CLIP patch and text embeddings, carried to $(r - \min r +
+10^{-6}) / (\max r - \min r)$; kernel $L = \operatorname{diag}(r)\, S\, \operatorname{diag}(r)$ with $S$ the cosine
+matrix of the projected tokens; the kept set maximises $\det L_S$ greedily (incremental Cholesky). The sign is the
+authors': the patches that CLIP finds *least* similar to the prompt are the relevant ones.
+
+Paper: CDPruner, NeurIPS 2025 (arXiv 2506.10967). Checked against Theia-4869/CDPruner, commit
+9541616c40fcd5625de1cdb8ea6c33c129eb7864.
+
+Defects of the authors' program, reproduced by `official=True`:
+- Minimum and maximum run over all tiles of the batch, so what one tile keeps depends on the others. Default: each
+  tile on its own.
+- Constant relevance divides by zero, and two tokens are kept. Default: relevance 1 for all, diversity alone
+  decides.
+- Beyond the kernel's rank, residuals are rounding noise and tokens repeat, so fewer come out. Default: a token
+  whose residual is below 1e-6 of its own quality counts as dependent; dependent tokens follow by falling relevance.
+
+Deviations: cosines in float32 (the program normalises in the model's dtype first). Text segments of more than 77
+tokens and their pooling are the business of whoever computes `text_embeds`.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.baselines.scoring import check_count, unit
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+__all__ = ["CDPruner", "cdpruner", "cdpruner_relevance", "greedy_map"]
+
+_DEPENDENT = 1e-6  # residual over own quality below which a token counts as a combination of the picked ones
+
+
+def cdpruner_relevance(
+    image_embeds: Float[Tensor, "t n c"], text_embeds: Float[Tensor, "s c"], *, official: bool = False
+) -> Float[Tensor, "t n"]:
+    """Relevance of each patch to the prompt, scaled to about [0, 1]; larger is more relevant.
+
+    Args:
+        image_embeds: (tiles, n, c), CLIP patch states after the final layer norm and the visual projection.
+        text_embeds: (segments, c), CLIP text embeddings.
+        official: scale over all tiles together, and let a constant relevance become infinite.
+
+    Examples:
+        >>> patches = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])
+        >>> cdpruner_relevance(patches, torch.tensor([[2.0, 0.0]]))
+        tensor([[5.0000e-07, 5.0000e-01, 1.0000e+00]])
+    """
+    relevance = -(unit(image_embeds) @ unit(text_embeds).T).mean(-1)
+    axes = (0, 1) if official else (1,)
+    low, high = relevance.amin(axes, keepdim=True), relevance.amax(axes, keepdim=True)
+    scaled = (relevance - low + 1e-6) / (high - low)
+    return scaled if official else torch.where(high > low, scaled, torch.ones_like(scaled))
+
+
+def greedy_map(kernel: Float[Tensor, "t n n"], keep: int, *, official: bool = False) -> Int[Tensor, "t k"]:
+    """Greedy maximisation of a determinant by incremental Cholesky factors: O(n keep^2) per tile.
+
+    Args:
+        kernel: (tiles, n, n), positive semidefinite.
+        keep: number of picks per tile, 1 to n.
+        official: without the guard against exhausted rank; indices may then repeat.
+
+    Returns:
+        int64 (tiles, keep), in pick order; ties to the lowest index.
+
+    Examples:
+        >>> greedy_map(torch.tensor([[[1.0, 0.9, 0.0], [0.9, 1.1, 0.0], [0.0, 0.0, 0.5]]]), 2)
+        tensor([[1, 2]])
+    """
+    tiles, n, _ = kernel.shape
+    check_count("greedy_map", "keep", keep, n)
+    quality = kernel.diagonal(dim1=1, dim2=2)
+    # Dependent tokens rank below all others and among themselves by quality.
+    last_resort = quality / quality.amax(1, keepdim=True).clamp_min(torch.finfo(kernel.dtype).tiny) - 2
+    residual = quality.clone()
+    factors = kernel.new_zeros((keep, tiles, n))
+    picks = torch.empty((tiles, keep), dtype=torch.int64, device=kernel.device)
+    lane = torch.arange(tiles, device=kernel.device)
+    taken = torch.zeros((tiles, n), dtype=torch.bool, device=kernel.device)
+    for step in range(keep):
+        dependent = residual <= _DEPENDENT * quality
+        if official:
+            pick = residual.argmax(1)
+        else:
+            pick = torch.where(dependent, last_resort, residual).masked_fill(taken, -torch.inf).argmax(1)
+        picks[:, step] = pick
+        known = factors[:step]
+        row = kernel[lane, pick] - torch.einsum("kt,ktn->tn", known[:, lane, pick], known)
+        row = row / residual[lane, pick].sqrt()[:, None]
+        if official:
+            residual = residual - row.square()
+            residual[lane, pick] = -torch.inf
+        else:
+            row = torch.where(dependent[lane, pick][:, None], 0.0, row)
+            residual = residual - row.square()
+            taken[lane, pick] = True
+        factors[step] = row
+    return picks
+
+
+def cdpruner(
+    image_features: Float[Tensor, "t n d"],
+    image_embeds: Float[Tensor, "t n c"],
+    text_embeds: Float[Tensor, "s c"],
+    keep: int,
+    *,
+    official: bool = False,
+) -> Int[Tensor, "t k"]:
+    """Conditional determinantal selection, `keep` tokens from each tile.
+
+    Args:
+        image_features: (tiles, n, d), projector output.
+        image_embeds: (tiles, n, c), CLIP patch states after the final layer norm and the visual projection.
+        text_embeds: (segments, c), CLIP text embeddings of the prompt.
+        keep: number of picks per tile, 1 to n.
+        official: reproduce the authors' program (see the file's docstring).
+
+    Returns:
+        int64 (tiles, keep), in pick order.
+
+    Examples:
+        >>> x = torch.eye(3)[None]
+        >>> cdpruner(x, torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]]), torch.tensor([[1.0, 0.0]]), 2)
+        tensor([[2, 1]])
+    """
+    relevance = cdpruner_relevance(image_embeds, text_embeds, official=official)
+    rows = unit(image_features)
+    kernel = relevance[:, :, None] * (rows @ rows.transpose(1, 2)) * relevance[:, None, :]
+    return greedy_map(kernel, keep, official=official)
+
+
+@dataclass(frozen=True, repr=False)
+class CDPruner(PruningStrategy):
+    """Keep tokens that differ from one another and matter to the prompt: conditional DPP (CDPruner, NeurIPS 2025).
+
+    Definition, paper's code and deviations: `tokenprune.baselines.cdpruner`. Needs CLIP's joint space: the embeddings
+    of the patches and of the prompt, `Tokens.clip_visual` and `Tokens.clip_text`. The prompt is the question alone in
+    the authors' program.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float).
+        official: reproduce the authors' program where relevance is constant or the kernel's rank is below the budget;
+            fewer than `keep` tokens may come out.
+
+    Examples:
+        >>> clip = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> CDPruner(keep=2).select(Tokens(torch.eye(3), clip_visual=clip, clip_text=clip[:1])).indices
+        tensor([1, 2])
+    """
+
+    name: ClassVar[str] = "cdpruner"
+    paper: ClassVar[str] = "CDPruner, NeurIPS 2025, arXiv 2506.10967"
+    summary: ClassVar[str] = "determinantal point process conditioned on the prompt through CLIP"
+    needs = frozenset({"clip_visual", "clip_text"})
+    equivariant = True
+
+    keep: Keep
+    _: KW_ONLY
+    official: bool = False
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        if self.official:  # what rounding noise decides does not follow a permutation
+            object.__setattr__(self, "equivariant", False)
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """The budget; None with `official`, which may repeat tokens and so keep fewer."""
+        return None if self.official else super().requested(tokens)
+
+    def _select(self, tokens: Tokens) -> Selection:
+        if tokens.clip_visual is None or tokens.clip_text is None:  # `select` has checked it
+            raise ValueError("CDPruner: needs Tokens.clip_visual and Tokens.clip_text")
+        budget = min(PruningStrategy.requested(self, tokens) or 1, tokens.n)
+        order = cdpruner(
+            tokens.visual[None], tokens.clip_visual[None], tokens.clip_text, budget, official=self.official
+        )[0]
+        return Selection(indices=order.unique(), total=tokens.n, order=None if self.official else order)

@@ -1,0 +1,153 @@
+r"""DART: a few pivots with large keys, then the image tokens that resemble them least.
+
+Before layer K = 2: pivots are the 4 image tokens and the 4 tokens after the image with the largest $\lVert k
+\rVert_1$ (keys of layer K - 1 after rotary embedding, heads side by side). Each pivot in turn claims the q
+unclaimed image tokens with the *lowest* cosine to it, on the output of layer K - 1 passed through the model's final
+norm. Kept: the image pivots and all claimed tokens, $4 + 8 q$; text pivots only steer. Positions stay the original
+ones.
+
+Paper: DART, EMNLP 2025 (arXiv 2502.11494). Checked against ZichenWen1/DART, commit
+5a19452fc173017191c247848673e0bde755695a.
+
+Defects of the authors' program, reproduced by `official=True`:
+- Pivots take turns in the iteration order of a CPython set of absolute positions, roughly position modulo 32, so
+  the answer depends on the length of the prompt. Default: image pivots, then text pivots, each by falling norm.
+
+Further, whatever the switch: q = N // 8, so a budget of N keeps N + 4 tokens when 8 divides N (`dart_per_pivot`).
+
+Deviations: norms and cosines in float32, ties to the lowest index. With less text than text pivots, or fewer image
+tokens than are to be claimed, what there is is taken; the program stops.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.baselines.scoring import check_count, top, unit, working
+
+__all__ = ["DartTokens", "dart", "dart_per_pivot", "dart_pivots"]
+
+
+class DartTokens(NamedTuple):
+    """What DART keeps.
+
+    Attributes:
+        retained: int64 (k,), image tokens counted from the first one, ascending.
+        pivot_image: int64 (p,), absolute positions, by falling norm.
+        pivot_text: int64 (t,), absolute positions, by falling norm.
+        pivot_order: absolute positions in the order in which pivots claimed.
+    """
+
+    retained: Int[Tensor, " k"]
+    pivot_image: Int[Tensor, " p"]
+    pivot_text: Int[Tensor, " t"]
+    pivot_order: list[int]
+
+
+def dart_per_pivot(
+    n_image: int,
+    *,
+    max_num_trunction: int | None = 128,
+    reduction_ratio: float = 0.778,
+    llava_next_retain: int | None = None,
+    pivot_image: int = 4,
+    pivot_text: int = 4,
+) -> int:
+    """How many tokens each pivot claims, as the authors count.
+
+    Args:
+        n_image: number of image tokens.
+        max_num_trunction: nominal budget N; when given, `reduction_ratio` has no effect.
+        reduction_ratio: share removed, used when `max_num_trunction` is None.
+        llava_next_retain: budget for several tiles, at most n_image - pivot_image; comes before the others.
+        pivot_image: number of image pivots.
+        pivot_text: number of text pivots.
+
+    Examples:
+        >>> dart_per_pivot(576), dart_per_pivot(576, max_num_trunction=None)
+        (16, 15)
+        >>> dart_per_pivot(2880, llava_next_retain=320)
+        40
+    """
+    pivots = pivot_image + pivot_text
+    if llava_next_retain is not None:
+        return int(min(llava_next_retain, n_image - pivot_image) // pivots)
+    budget = n_image * (1 - reduction_ratio) if max_num_trunction is None else max_num_trunction
+    return int(budget // pivots)
+
+
+def dart_pivots(
+    keys: Float[Tensor, "h l e"], *, image_start: int, n_image: int, pivot_image: int = 4, pivot_text: int = 4
+) -> tuple[Int[Tensor, " p"], Int[Tensor, " t"]]:
+    """Absolute positions of the image and text pivots, each by falling L1 norm of the key.
+
+    Examples:
+        >>> keys = torch.tensor([[[0.0], [1.0], [-3.0], [2.0], [5.0]]])
+        >>> dart_pivots(keys, image_start=1, n_image=2, pivot_image=1, pivot_text=1)
+        (tensor([2]), tensor([4]))
+    """
+    length, end = keys.shape[1], image_start + n_image
+    check_count("dart", "image_start", image_start, length - n_image, lowest=0)
+    check_count("dart", "pivot_image", pivot_image, n_image, lowest=0)
+    norms = working(keys).abs().sum((0, 2))
+    image = top(norms[image_start:end], pivot_image)[1] + image_start
+    return image, top(norms[end:], min(pivot_text, length - end))[1] + end
+
+
+def dart(
+    normed_hidden: Float[Tensor, "l d"],
+    keys: Float[Tensor, "h l e"],
+    *,
+    image_start: int,
+    n_image: int,
+    per_pivot: int,
+    pivot_image: int = 4,
+    pivot_text: int = 4,
+    official: bool = False,
+) -> DartTokens:
+    """Choose the image tokens that stay.
+
+    Args:
+        normed_hidden: (l, d), output of layer K - 1 after the model's final norm.
+        keys: (heads, l, head width), keys of layer K - 1 after rotary embedding.
+        image_start: position of the first image token.
+        n_image: number of image tokens.
+        per_pivot: tokens that each pivot claims (`dart_per_pivot`).
+        pivot_image: number of image pivots.
+        pivot_text: number of pivots after the image.
+        official: let the pivots claim in the order of a CPython set, as the authors' program does (waits for the
+            device once).
+
+    Returns:
+        Kept tokens and pivots; `len(retained) == pivot_image + (pivot_image + pivot_text) * per_pivot`.
+
+    Raises:
+        ValueError: when the image does not fit into the sequence, or a count is negative or too large.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+        >>> dart(x, x[None], image_start=0, n_image=4, per_pivot=1, pivot_image=1, pivot_text=0).retained
+        tensor([1, 2])
+    """
+    check_count("dart", "per_pivot", per_pivot, n_image, lowest=0)
+    image, text = dart_pivots(
+        keys, image_start=image_start, n_image=n_image, pivot_image=pivot_image, pivot_text=pivot_text
+    )
+    pivots = torch.cat([image, text])
+    positions: list[int] = pivots.tolist()
+    if official:
+        positions = list(set(positions))
+        pivots = torch.tensor(positions, dtype=torch.int64, device=image.device)
+    rows = unit(normed_hidden)
+    unlikeness = -(rows[pivots] @ rows[image_start : image_start + n_image].T)
+    claimed = torch.zeros(n_image, dtype=torch.bool, device=image.device).index_fill(0, image - image_start, True)
+    free = n_image - image.shape[0]
+    for row in unlikeness:
+        take = min(per_pivot, free)
+        claimed = claimed.index_fill(0, top(row.masked_fill(claimed, -torch.inf), take)[1], True)
+        free -= take
+    kept = n_image - free
+    retained = claimed.int().sort(descending=True, stable=True).indices[:kept].sort().values
+    return DartTokens(retained, image, text, positions)

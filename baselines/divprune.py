@@ -1,0 +1,132 @@
+r"""DivPrune: keep the tokens whose smallest distance to one another is large (greedy max-min diversity).
+
+With $D_{ij} = 1 - \cos(x_i, x_j)$: first $\arg\max_i \min_{j \ne i} D_{ij}$, then repeatedly the token outside the
+kept set $S$ with the largest $\min_{j \in S} D_{ij}$. Ties go to the lowest index.
+
+Paper: DivPrune, CVPR 2025 (arXiv 2503.02175). Checked against vbdi/divprune, commit
+799e2d950aa01ba7860907f5a6d86061f885dca6. This is an own implementation from the rule in words; that project's
+licence is CC BY-NC.
+
+Defects of the authors' program, reproduced by `official=True`:
+- A picked token stays a candidate. Once every remaining distance is 0 (duplicates) an index comes again, and the
+  language model gets the same token several times. Default: a token is picked once.
+- A zero row has no direction: its distances are NaN, it is picked first and then nothing works. Default: cosine 0.
+
+Deviations: distances in float32 (the program uses the model's dtype, normally float16). The program reads the token
+count from the ratio, `round(ratio * n)` with halves to even (`divprune_count`); strategies here round half up. Cost
+O(n^2 d + n k): the running minimum is updated, where the program gathers rows again at each step.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.baselines.scoring import check_count, unit, working
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+__all__ = ["DivPrune", "cosine_distance", "divprune", "divprune_count"]
+
+
+def divprune_count(n: int, ratio: float) -> int:
+    """The authors' budget: `round(ratio * n)`, halves to even.
+
+    Examples:
+        >>> [divprune_count(576, ratio) for ratio in (0.098, 0.1111, 0.2222)]
+        [56, 64, 128]
+    """
+    return round(ratio * n)
+
+
+def cosine_distance(x: Float[Tensor, "n d"], *, official: bool = False) -> Float[Tensor, "n n"]:
+    """1 - cosine between all rows; a zero row has cosine 0 with every row (`official`: NaN)."""
+    x = working(x).contiguous()
+    rows = x / x.norm(dim=-1, keepdim=True) if official else unit(x)
+    return 1 - rows @ rows.T
+
+
+def divprune(x: Float[Tensor, "n d"], keep: int, *, official: bool = False) -> Int[Tensor, " k"]:
+    """Greedy max-min selection on cosine distance.
+
+    Args:
+        x: (n, d), visual tokens as they enter the language model.
+        keep: number of picks, 1 to n.
+        official: reproduce the authors' program, which may return an index more than once (see the file's docstring).
+
+    Returns:
+        int64 (keep,), in pick order.
+
+    Raises:
+        ValueError: when keep is not in 1..n.
+
+    Examples:
+        >>> divprune(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]), 3)
+        tensor([3, 0, 2])
+        >>> divprune(torch.ones(4, 2), 3), divprune(torch.ones(4, 2), 3, official=True)
+        (tensor([0, 1, 2]), tensor([0, 0, 0]))
+    """
+    n = x.shape[0]
+    check_count("divprune", "keep", keep, n)
+    distance = cosine_distance(x, official=official)
+    picks = torch.zeros(keep, dtype=torch.int64, device=x.device)
+    if n == 1:
+        return picks
+    if official:
+        lonely = distance.topk(2, dim=0, largest=False).values[1]
+    else:
+        lonely = distance.clone().fill_diagonal_(torch.inf).amin(0)
+    nearest = torch.full_like(lonely, torch.inf)
+    score = lonely
+    for step in range(keep):
+        pick = score.argmax()
+        picks[step] = pick
+        nearest = torch.minimum(nearest, distance.index_select(0, pick[None])[0])
+        if not official:
+            nearest.index_fill_(0, pick[None], -torch.inf)
+        score = nearest
+    return picks
+
+
+@dataclass(frozen=True, repr=False)
+class DivPrune(PruningStrategy):
+    """Keep the tokens that are far from one another: greedy max-min cosine distance (DivPrune, CVPR 2025).
+
+    Definition, paper's code and deviations: `tokenprune.baselines.divprune`.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float).
+        official: reproduce the authors' program on duplicate tokens. What it repeats is kept once here, so fewer than
+            `keep` tokens may come out.
+
+    Examples:
+        >>> DivPrune(keep=2).select(Tokens(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]))).indices
+        tensor([0, 2])
+    """
+
+    name: ClassVar[str] = "divprune"
+    paper: ClassVar[str] = "DivPrune, CVPR 2025, arXiv 2503.02175"
+    summary: ClassVar[str] = "greedy max-min cosine distance"
+    equivariant = True
+
+    keep: Keep
+    _: KW_ONLY
+    official: bool = False
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        if self.official:  # what rounding noise decides does not follow a permutation
+            object.__setattr__(self, "equivariant", False)
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """The budget; None with `official`, which may repeat tokens and so keep fewer."""
+        return None if self.official else super().requested(tokens)
+
+    def _select(self, tokens: Tokens) -> Selection:
+        budget = PruningStrategy.requested(self, tokens)
+        order = divprune(tokens.visual, min(budget or 1, tokens.n), official=self.official)
+        indices = order.unique()
+        return Selection(indices=indices, total=tokens.n, order=None if self.official else order)

@@ -1,0 +1,79 @@
+r"""FasterVLM: keep the patches that the vision tower's CLS token attends to most.
+
+$s_i = \operatorname{mean}_h A^{h}_{\mathrm{CLS}, i}$ in the last but one CLIP layer; the largest stay, in raster
+order, each tile on its own.
+
+Paper: FasterVLM, arXiv 2412.01818v1. Checked against Theia-4869/FasterVLM, commit
+f5d5f12037e105a51865ecb4b28a73cd86eb4921.
+
+Deviations: scores in float32, ties to the lowest index (float16 attention has real ties, whose order the program
+leaves open). Several tiles (LLaVA-NeXT): the core handles them, `keep` each; the strategy takes one raster.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+__all__ = ["FasterVLM", "fastervlm", "fastervlm_score"]
+
+
+def fastervlm_score(cls_attention: Float[Tensor, "*b h n"]) -> Float[Tensor, "*b n"]:
+    """Mean over heads of the CLS token's attention to each patch."""
+    return working(cls_attention).mean(-2)
+
+
+def fastervlm(cls_attention: Float[Tensor, "*b h n"], keep: int) -> Int[Tensor, "*b k"]:
+    """The `keep` patches of each tile with the largest mean CLS attention, ascending.
+
+    Args:
+        cls_attention: (..., heads, n), the CLS row without its own column.
+        keep: number of patches per tile, 1 to n.
+
+    Examples:
+        >>> import torch
+        >>> fastervlm(torch.tensor([[[0.1, 0.6, 0.3], [0.3, 0.2, 0.5]]]), 2)
+        tensor([[1, 2]])
+    """
+    check_count("fastervlm", "keep", keep, cls_attention.shape[-1])
+    return top(fastervlm_score(cls_attention), keep)[0]
+
+
+@dataclass(frozen=True, repr=False)
+class FasterVLM(PruningStrategy):
+    """Keep the patches with the largest CLS attention in the vision tower (FasterVLM, arXiv 2412.01818v1).
+
+    Definition, paper's code and deviations: `tokenprune.baselines.fastervlm`.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float).
+
+    Examples:
+        >>> import torch
+        >>> FasterVLM(keep=1).select(Tokens(torch.zeros(3, 2), cls_attention=torch.tensor([[0.1, 0.7, 0.2]]))).indices
+        tensor([1])
+    """
+
+    name: ClassVar[str] = "fastervlm"
+    paper: ClassVar[str] = "FasterVLM, arXiv 2412.01818v1"
+    summary: ClassVar[str] = "largest CLS attention in the vision tower"
+    needs = frozenset({"cls_attention"})
+    equivariant = True
+
+    keep: Keep
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+
+    def _select(self, tokens: Tokens) -> Selection:
+        if tokens.cls_attention is None:  # `select` has checked it
+            raise ValueError("FasterVLM: needs Tokens.cls_attention")
+        scores = fastervlm_score(tokens.cls_attention)
+        indices, order = top(scores, self.count(tokens))
+        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)

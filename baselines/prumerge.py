@@ -1,0 +1,296 @@
+r"""LLaVA-PruMerge and PruMerge+: attention outliers as centres, each with its neighbours' weighted features added.
+
+Attention $a = \operatorname{softmax}(q_{\mathrm{CLS}} k^\top / \sqrt{C})$ over CLS and patches in the *last* CLIP
+layer, all heads side by side as one head, the CLS column removed afterwards. Centres: the $m$ patches of largest a,
+where m counts the values above $Q_3 + 1.5 (Q_3 - Q_1)$, in falling order of a. A centre becomes $F_c + \sum_{j \in
+N(c)} a_j F_j$ with N(c) its 32 neighbours of largest cosine between keys, other centres included; one last token is
+$\sum a_j F_j$ over all patches that are no centre. F is the last but one layer's output; all of this comes before
+the projector. PruMerge+ appends patches of a regular raster as further centres: indices 0, s, 2s, ... with $s =
+\lfloor \lfloor 1/r \rfloor / 3 \rfloor$ for the outlier share r, or, for a fixed share r, step/2, +step, ... with
+step $\lfloor 1/r \rfloor$.
+
+Paper: LLaVA-PruMerge, ICCV 2025 (arXiv 2403.15388). Checked against 42Shawn/LLaVA-PruMerge, commit
+097c04116a58465e4bcb58cec44a94018a68ff1a.
+
+Defects of the authors' program, reproduced by `official=True`:
+- The outlier share is pooled over the batch, so images depend on one another. Default: each image on its own.
+- The raster stops below 575 whatever the number of patches. Default: it covers all.
+- With a fixed share PruMerge+ repeats centres that are on the raster too, and the last token then misses as many of
+  the lowest patches. Default: no repeats, and the last token takes every patch that is no centre.
+- No outlier: no centre at all, or a ZeroDivisionError in PruMerge+; a share above 1/3 gives a raster step of 0;
+  fewer than 33 patches stop the program. Default: at least one centre, a step of at least 1, as many neighbours as
+  there are.
+
+Deviations: float32 throughout, ties to the lowest index. The authors evaluate PruMerge with a fine-tuned language
+model; a training-free row is another setting. In the strategies `keep` counts the last token too, and it takes the
+place of the patch with the largest weight in it.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.baselines.scoring import outlier_count, top, unit, working
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+__all__ = ["Merged", "PruMerge", "PruMergePlus", "merge_neighbours", "prumerge", "prumerge_attention", "raster_centres"]
+
+_LAST_OF_PROGRAM = 575  # the program's raster ends below this index
+
+
+class Merged(NamedTuple):
+    """What PruMerge makes of one image.
+
+    Attributes:
+        out_tokens: float (m + 1, c), one token per centre in the order of `centres`, then the rest.
+        centres: int64 (m,), patches, by falling attention; PruMerge+ appends those of the raster.
+        by_attention: how many of the centres were chosen by attention.
+        used_ratio: the share of patches from which that number came.
+    """
+
+    out_tokens: Float[Tensor, "m+1 c"]
+    centres: Int[Tensor, " m"]
+    by_attention: int
+    used_ratio: float
+
+
+def prumerge_attention(q_cls: Float[Tensor, "b f"], k: Float[Tensor, "b p f"]) -> Float[Tensor, "b n"]:
+    """Single-head attention of the CLS query to the patches; its weights and that of CLS sum to 1.
+
+    Examples:
+        >>> prumerge_attention(torch.zeros(1, 2), torch.ones(1, 4, 2))
+        tensor([[0.2500, 0.2500, 0.2500]])
+    """
+    q, k = working(q_cls), working(k)
+    return ((k @ q[..., None]).squeeze(-1) / k.shape[-1] ** 0.5).softmax(-1)[:, 1:]
+
+
+def prumerge(
+    hidden_states: Float[Tensor, "b p c"],
+    q_cls: Float[Tensor, "b f"],
+    k: Float[Tensor, "b p f"],
+    *,
+    ratio: float | None = None,
+    plus: bool = False,
+    official: bool = False,
+) -> list[Merged]:
+    """Merge the tokens of each image.
+
+    Args:
+        hidden_states: (b, n + 1, c), output of the last but one layer, CLS first.
+        q_cls: (b, f), the CLS token's query in the last layer, all heads side by side.
+        k: (b, n + 1, f), the keys there, CLS first.
+        ratio: share of the patches that become centres by attention; None counts outliers (the authors' default).
+        plus: PruMerge+, with centres on a raster as well.
+        official: reproduce the authors' program (see the file's docstring).
+
+    Returns:
+        One `Merged` per image; their sizes may differ.
+
+    Raises:
+        ValueError: when ratio is not in (0, 1].
+
+    Examples:
+        >>> states = torch.arange(5.0)[None, :, None]
+        >>> made = prumerge(states, torch.ones(1, 1), torch.tensor([[[0.0], [0.0], [9.0], [0.0], [0.0]]]), ratio=0.25)
+        >>> made[0].centres
+        tensor([1])
+    """
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"prumerge: ratio must be in (0, 1] or None (count outliers), got {ratio}")
+    attention = prumerge_attention(q_cls, k)
+    n = attention.shape[1]
+    pooled = outlier_count(attention) / attention.numel() if official and ratio is None else ratio
+    merged = []
+    for weights, states, keys in zip(attention, working(hidden_states), working(k), strict=True):
+        count = outlier_count(weights) if pooled is None else int(n * pooled)
+        count = count if official else max(1, count)
+        share = count / n if pooled is None else pooled
+        centres = top(weights, count)[1]
+        if plus:
+            raster = raster_centres(n, share, fixed=ratio is not None, official=official)
+            more = torch.tensor(raster, dtype=torch.int64, device=centres.device)
+            repeats = official and ratio is not None
+            centres = torch.cat([centres, more if repeats else more[~torch.isin(more, centres)]])
+        out = merge_neighbours(states[1:], keys[1:], weights, centres, official=official)
+        merged.append(Merged(out.to(hidden_states.dtype), centres, count, share))
+    return merged
+
+
+def raster_centres(n: int, ratio: float, *, fixed: bool, official: bool = False) -> list[int]:
+    """The further centres of PruMerge+: a regular raster of patch indices.
+
+    Args:
+        n: number of patches.
+        ratio: share of centres by attention.
+        fixed: whether that share was given (coarser raster, starting inside) or counted (about three times as many).
+        official: end below index 575, and fail where the program fails.
+
+    Examples:
+        >>> raster_centres(16, 0.25, fixed=True), raster_centres(16, 0.1, fixed=False)
+        ([2, 6, 10, 14], [0, 3, 6, 9, 12, 15])
+    """
+    step = int(1 / ratio) if fixed else int(int(1 / ratio) / 3)
+    if not official:
+        step = max(1, step)
+    return list(range(int(step / 2) if fixed else 0, _LAST_OF_PROGRAM if official else n, step))
+
+
+def merge_neighbours(
+    features: Float[Tensor, "n c"],
+    keys: Float[Tensor, "n f"],
+    weights: Float[Tensor, " n"],
+    centres: Int[Tensor, " m"],
+    *,
+    neighbours: int = 32,
+    official: bool = False,
+) -> Float[Tensor, "m+1 c"]:
+    """Add to each centre its neighbours' weighted features, and gather all other patches in one last token.
+
+    Args:
+        features: (n, c), patches.
+        keys: (n, f), what neighbours are found by (cosine).
+        weights: (n,), attention.
+        centres: int64 (m,).
+        neighbours: per centre, itself not counted.
+        official: with repeated centres, let the last token miss as many of the lowest patches as there are repeats.
+
+    Examples:
+        >>> x = torch.tensor([[1.0], [2.0], [4.0]])
+        >>> merge_neighbours(x, x, torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0]), neighbours=1)
+        tensor([[1.5000],
+                [1.5000]])
+    """
+    n = features.shape[0]
+    rows = unit(keys)
+    likeness = rows[centres] @ rows.T
+    likeness.scatter_(1, centres[:, None], -torch.inf)
+    near = top(likeness, min(neighbours, n - 1))[1]
+    weighted = weights[:, None] * features
+    tokens = features[centres] + weighted[near].sum(1)
+    return torch.cat([tokens, weighted[_complement(n, centres, official)].sum(0, keepdim=True)])
+
+
+def _complement(n: int, centres: Int[Tensor, " m"], official: bool) -> Int[Tensor, " r"]:
+    every = torch.arange(n, device=centres.device)
+    if official:
+        return every.index_fill(0, centres, 0).sort().values[centres.shape[0] :]
+    return every[~torch.isin(every, centres)]
+
+
+class _PruMergeBase(PruningStrategy):
+    """What the two strategies share: signals, merging, and where the last token goes."""
+
+    needs = frozenset({"vision_states", "vision_last_keys", "vision_last_cls", "project"})
+    merges = True
+    whole_raster = True
+    ascending = False
+    keep: Keep | Literal["adaptive"]  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.keep != "adaptive" or not isinstance(self.keep, str):
+            set_keep(self)
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """The budget, the last token included; None for "adaptive"."""
+        return None if self.keep == "adaptive" else super().requested(tokens)
+
+    def _centres(self, weights: Float[Tensor, " n"], count: int | None) -> Int[Tensor, " m"]:
+        raise NotImplementedError
+
+    def _select(self, tokens: Tokens) -> Selection:
+        states, keys = tokens.vision_states, tokens.vision_last_keys
+        cls, project = tokens.vision_last_cls, tokens.project
+        if states is None or keys is None or cls is None or project is None:
+            raise ValueError(f"{type(self).__name__}: needs {', '.join(sorted(self.needs))}")  # `select` has checked it
+        if tokens.n != tokens.original:
+            raise ValueError(
+                f"{type(self).__name__}: needs the complete raster, got {tokens.n} of {tokens.original} tokens; "
+                "put it first"
+            )
+        requested = self.requested(tokens)
+        if tokens.n == 1 or (requested is not None and requested >= tokens.n):
+            every = torch.arange(tokens.n, device=states.device)
+            return Selection(indices=every, total=tokens.n, features=tokens.visual)
+        weights = prumerge_attention(cls[:1], torch.cat([cls[1:], keys])[None])[0]
+        centres = self._centres(weights, None if requested is None else max(1, requested - 1))
+        made = merge_neighbours(working(states), keys, weights, centres)
+        # Without a patch left over, or with a budget of one token, there is no last token.
+        if requested == 1 or centres.shape[0] == tokens.n:
+            indices, made = centres, made[:-1]
+        else:
+            indices = torch.cat([centres, weights.index_fill(0, centres, -torch.inf).argmax()[None]])
+        features = project(made.to(states.dtype)).to(tokens.visual.dtype)
+        return Selection(indices=indices, total=tokens.n, features=features)
+
+
+@dataclass(frozen=True, repr=False)
+class PruMerge(_PruMergeBase):
+    """Attention outliers as centres with their neighbours merged into them (LLaVA-PruMerge, arXiv 2403.15388).
+
+    Definition, paper's code and deviations: `tokenprune.baselines.prumerge`.
+
+    Args:
+        keep: "adaptive" (the authors' default: one token per outlier, and the last one), or the number of tokens (int)
+            or share of the image's original tokens (float), the last token included.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> signals = dict(vision_states=x, vision_last_keys=x, vision_last_cls=x[:2] * 9, project=lambda rows: rows)
+        >>> tokens = Tokens(x, **signals)
+        >>> PruMerge(keep=2).select(tokens).indices
+        tensor([0, 1])
+    """
+
+    name: ClassVar[str] = "prumerge"
+    paper: ClassVar[str] = "LLaVA-PruMerge, arXiv 2403.15388"
+    summary: ClassVar[str] = "attention outliers absorb their nearest neighbours"
+
+    keep: Keep | Literal["adaptive"] = "adaptive"
+
+    def _centres(self, weights: Float[Tensor, " n"], count: int | None) -> Int[Tensor, " m"]:
+        return top(weights, max(1, outlier_count(weights)) if count is None else count)[1]
+
+
+@dataclass(frozen=True, repr=False)
+class PruMergePlus(_PruMergeBase):
+    """PruMerge with further centres spread over the image (PruMerge+, arXiv 2403.15388).
+
+    Definition, paper's code and deviations: `tokenprune.baselines.prumerge`. With a budget, half of the centres come
+    from attention and half are spread evenly over the other patches, so that the number is met exactly; the authors'
+    fixed-share variant takes a raster that overlaps the first half.
+
+    Args:
+        keep: "adaptive" (the authors' default), or the number of tokens (int) or share of the image's original tokens
+            (float), the last token included.
+
+    Examples:
+        >>> x = torch.eye(8)
+        >>> signals = dict(vision_states=x, vision_last_keys=x, vision_last_cls=x[:2] * 9, project=lambda rows: rows)
+        >>> tokens = Tokens(x, **signals)
+        >>> PruMergePlus(keep=4).select(tokens).kept
+        4
+    """
+
+    name: ClassVar[str] = "prumerge_plus"
+    paper: ClassVar[str] = "LLaVA-PruMerge, arXiv 2403.15388 (PruMerge+)"
+    summary: ClassVar[str] = "PruMerge with further centres spread over the image"
+
+    keep: Keep | Literal["adaptive"] = "adaptive"
+
+    def _centres(self, weights: Float[Tensor, " n"], count: int | None) -> Int[Tensor, " m"]:
+        n = weights.shape[0]
+        if count is None:
+            outliers = max(1, outlier_count(weights))
+            centres = top(weights, outliers)[1]
+            more = torch.tensor(raster_centres(n, outliers / n, fixed=False), device=weights.device)
+            return torch.cat([centres, more[~torch.isin(more, centres)]])
+        centres = top(weights, (count + 1) // 2)[1]
+        rest, spread = _complement(n, centres, official=False), count - centres.shape[0]
+        places = (2 * torch.arange(spread, device=weights.device) + 1) * rest.shape[0] // max(1, 2 * spread)
+        return torch.cat([centres, rest[places]])

@@ -1,0 +1,56 @@
+"""What the baselines share: working precision, unit rows, stable ranking, outliers."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["check_count", "outlier_count", "top", "unit", "working"]
+
+
+def working(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The tensor in the precision that scores are computed in: float64 stays, everything else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+    """Rows scaled to Euclidean length 1, in working precision; a zero row stays zero.
+
+    Examples:
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    x = working(x).contiguous()  # products of equal numbers in another layout may round differently
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def top(scores: Float[Tensor, "*b n"], k: int) -> tuple[Int[Tensor, "*b k"], Int[Tensor, "*b k"]]:
+    """The k largest of the last axis: (indices ascending, indices by falling score); ties go to the lowest index.
+
+    Examples:
+        >>> top(torch.tensor([1.0, 3.0, 3.0]), 2)[1]
+        tensor([1, 2])
+    """
+    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return order.sort(dim=-1).values, order
+
+
+def outlier_count(values: Float[Tensor, "*shape"]) -> int:
+    """How many values lie above Q3 + 1.5 (Q3 - Q1), with linearly interpolated quartiles of all values pooled.
+
+    Examples:
+        >>> outlier_count(torch.tensor([1.0, 1.0, 2.0, 2.0, 9.0]))
+        1
+    """
+    quartiles = torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device)
+    low, high = values.flatten().quantile(quartiles)
+    return int((values > high + 1.5 * (high - low)).sum())
+
+
+def check_count(owner: str, parameter: str, value: object, highest: int, *, lowest: int = 1) -> None:
+    """Raise an error that names owner, parameter and value unless it is an int from `lowest` to `highest`."""
+    wanted = f"{owner}: {parameter} must be an int from {lowest} to {highest}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{wanted}, got {value}")

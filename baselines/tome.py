@@ -1,0 +1,166 @@
+r"""ToMe: merge the r most similar pairs of tokens in every layer of the vision tower.
+
+Tokens at even positions (A) each link to the token at an odd position (B) with the largest cosine of keys, heads
+averaged. The r strongest links merge, $r \le \lfloor (n - p) / 2 \rfloor$ with p = 1 for a CLS token, which never
+merges; sizes weight the mean. Output: unmerged A, then B. With a CLS token the unmerged part is in order; without,
+it follows the falling score, so that raster order is lost in both cases.
+
+Paper: ToMe, ICLR 2023 (arXiv 2210.09461). Checked against facebookresearch/ToMe, commit
+af95e4b1befa172dadccd8c81e223b10090f9579. Merging comes between attention and MLP, and log(size) is added to the
+next layers' attention logits. The authors' patches cover no CLIP; any row for LLaVA is someone's port.
+
+Deviations: matching in float32, ties to the lowest position.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.baselines.scoring import unit, working
+
+__all__ = ["Matching", "MergedTokens", "bipartite_soft_matching", "merge_tokens", "tome", "tome_schedule"]
+
+
+class Matching(NamedTuple):
+    """Which tokens merge, in positions of the sequence given.
+
+    Attributes:
+        unmerged: int64 (a - r,), positions in A that stay, in output order.
+        source: int64 (r,), positions in A that merge, strongest link first.
+        target: int64 (r,), the position in B that each of them joins.
+    """
+
+    unmerged: Int[Tensor, " u"]
+    source: Int[Tensor, " r"]
+    target: Int[Tensor, " r"]
+
+
+class MergedTokens(NamedTuple):
+    """The state after one or more merging steps.
+
+    Attributes:
+        x: float (k, c), size-weighted means.
+        size: float (k,), original tokens in each row.
+        group: int64 (n,), the row that each original token is in.
+    """
+
+    x: Float[Tensor, "k c"]
+    size: Float[Tensor, " k"]
+    group: Int[Tensor, " n"]
+
+
+def bipartite_soft_matching(metric: Float[Tensor, "n e"], r: int, *, class_token: bool = False) -> Matching:
+    """Pair even with odd positions by cosine and choose the r strongest links.
+
+    Args:
+        metric: (n, e), keys averaged over heads.
+        r: number of merges; cut at (n - protected) // 2.
+        class_token: position 0 is a CLS token and does not merge.
+
+    Raises:
+        ValueError: when r is negative.
+
+    Examples:
+        >>> metric = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [1.0, 0.5]])
+        >>> bipartite_soft_matching(metric, 1)
+        Matching(unmerged=tensor([0]), source=tensor([2]), target=tensor([1]))
+    """
+    if r < 0:
+        raise ValueError(f"bipartite_soft_matching: r must be 0 or more, got {r}")
+    n = metric.shape[0]
+    r = max(0, min(r, (n - class_token) // 2))
+    rows = unit(metric)
+    if r == 0:
+        every = torch.arange(0, n, 2, device=metric.device)
+        return Matching(every, every[:0], every[:0])
+    scores = rows[::2] @ rows[1::2].T
+    if class_token:
+        scores[0] = -torch.inf
+    strength, partner = scores.max(1)
+    order = strength.sort(descending=True, stable=True).indices
+    source, unmerged = order[:r], order[r:]
+    if class_token:
+        unmerged = unmerged.sort().values
+    return Matching(2 * unmerged, 2 * source, 2 * partner[source] + 1)
+
+
+def merge_tokens(state: MergedTokens, matching: Matching) -> MergedTokens:
+    """Apply a matching: size-weighted means, sizes added, groups followed; no merge leaves the state as it is."""
+    if matching.source.shape[0] == 0:
+        return state
+    n = state.x.shape[0]
+    odd = torch.arange(1, n, 2, device=state.x.device)
+    places = torch.cat([matching.unmerged, odd])
+    row_of = torch.empty(n, dtype=torch.int64, device=state.x.device)
+    row_of[places] = torch.arange(places.shape[0], device=state.x.device)
+    row_of[matching.source] = row_of[matching.target]
+    size = state.size.new_zeros(places.shape[0]).index_add(0, row_of, state.size)
+    total = state.x.new_zeros((places.shape[0], state.x.shape[1])).index_add(0, row_of, state.x * state.size[:, None])
+    return MergedTokens(total / size[:, None], size, row_of[state.group])
+
+
+def tome(
+    x: Float[Tensor, "n c"],
+    metrics: Sequence[Float[Tensor, "_ e"]],
+    r: Sequence[int],
+    *,
+    class_token: bool = False,
+) -> MergedTokens:
+    """Merge in steps; in a tower, step i belongs to layer i and its metric comes from the tokens left by then.
+
+    Args:
+        x: (n, c), features.
+        metrics: one (n_i, e) per step, n_i the number of tokens at that step.
+        r: merges per step.
+        class_token: row 0 is a CLS token and does not merge.
+
+    Returns:
+        Features in float32 (float64 for float64 input), sizes and groups.
+
+    Raises:
+        ValueError: when metrics and r differ in number, or a metric in length from the tokens at its step.
+
+    Examples:
+        >>> x = torch.tensor([[0.0], [2.0], [4.0], [9.0]])
+        >>> metric = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [1.0, 0.5]])
+        >>> tome(x, [metric], [1]).x.flatten()
+        tensor([0., 3., 9.])
+    """
+    if len(metrics) != len(r):
+        raise ValueError(f"tome: metrics and r must have one entry per step, got {len(metrics)} and {len(r)}")
+    rows = working(x)
+    state = MergedTokens(rows, rows.new_ones(rows.shape[0]), torch.arange(rows.shape[0], device=rows.device))
+    for step, (metric, merges) in enumerate(zip(metrics, r, strict=True)):
+        if metric.shape[0] != state.x.shape[0]:
+            raise ValueError(f"tome: metric {step} has {metric.shape[0]} rows, but {state.x.shape[0]} tokens are left")
+        state = merge_tokens(state, bipartite_soft_matching(metric, merges, class_token=class_token))
+    return state
+
+
+def tome_schedule(layers: int, r: int | Sequence[int] | tuple[int, float]) -> list[int]:
+    """Merges per layer from the authors' shorthand.
+
+    Args:
+        layers: number of layers, at least 1.
+        r: a constant; or a list, padded with 0; or (r, inflection) as a tuple whose second entry is a float: from
+            r (1 - inflection) in the first layer straight to r (1 + inflection) in the last, each rounded down.
+
+    Examples:
+        >>> tome_schedule(3, 8), tome_schedule(3, [8, 4])
+        ([8, 8, 8], [8, 4, 0])
+        >>> tome_schedule(24, (16, -1.0))[:3], tome_schedule(24, (16, -1.0))[-2:]
+        ([32, 30, 29], [1, 0])
+    """
+    if layers < 1:
+        raise ValueError(f"tome_schedule: layers must be 1 or more, got {layers}")
+    if isinstance(r, int):
+        return [r] * layers
+    if isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], float):
+        first = int(r[0] * (1 - r[1]))
+        slope = 2 * (r[0] - first) / max(1, layers - 1)
+        return [int(first + slope * layer) for layer in range(layers)]
+    fixed = [int(value) for value in r][:layers]
+    return fixed + [0] * (layers - len(fixed))

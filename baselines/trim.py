@@ -1,0 +1,164 @@
+r"""TRIM: keep the patches that CLIP finds *least* similar to the prompt, and perhaps the mean of the others.
+
+$s = \operatorname{softmax}_i(-\langle e_i, t \rangle)$ with $e_i$ the patch carried into CLIP's joint space and t
+the text embedding, neither normalised. The number kept is $\lfloor n \cdot r \rfloor$; by default r is the share of
+scores above $Q_3 + 1.5 (Q_3 - Q_1)$. "Plus" appends the plain mean of all dropped patches. Before the projector.
+
+Paper: TRIM, arXiv 2409.10994. Checked against FreedomIntelligence/TRIM, commit
+0e666770fc5393aa88590ff4a1a51eb86d01f723. The minus sign is the authors' and has no comment there.
+
+Defects of the authors' program: without an outlier it keeps no patch (here: at least one); the outlier share is
+pooled over the batch (here: one image). Neither changes the selection of one image with outliers, so there is no
+`official` switch.
+
+Deviations: float32, ties to the lowest index. The paper's main rows use a fine-tuned language model. Choosing
+tokens commutes with a projector that acts on single tokens; only the mean of the dropped ones is made before it, so
+`plus` needs `Tokens.project`. In the strategy `keep` counts that token, and it takes the place of the best-scored
+dropped patch.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.baselines.scoring import outlier_count, top, working
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+__all__ = ["TRIM", "Trimmed", "trim", "trim_score", "with_mean_of_rest"]
+
+
+class Trimmed(NamedTuple):
+    """What TRIM keeps of one image.
+
+    Attributes:
+        kept_sorted: int64 (k,), ascending.
+        score: float (n,).
+        used_ratio: the share from which k came.
+    """
+
+    kept_sorted: Int[Tensor, " k"]
+    score: Float[Tensor, " n"]
+    used_ratio: float
+
+
+def trim_score(clip_projected_patches: Float[Tensor, "n p"], clip_text: Float[Tensor, " p"]) -> Float[Tensor, " n"]:
+    """Softmax over patches of minus the dot product with the text embedding.
+
+    Examples:
+        >>> trim_score(torch.tensor([[0.0], [100.0]]), torch.tensor([1.0]))
+        tensor([1.0000e+00, 3.7835e-44])
+    """
+    return (-(working(clip_projected_patches) @ working(clip_text))).softmax(0)
+
+
+def trim(
+    clip_projected_patches: Float[Tensor, "n p"], clip_text: Float[Tensor, " p"], *, ratio: float | None = None
+) -> Trimmed:
+    """Choose the patches to keep.
+
+    Args:
+        clip_projected_patches: (n, p), patches after CLIP's final layer norm and visual projection, not normalised.
+        clip_text: (p,), CLIP text embedding of the prompt, not normalised.
+        ratio: share of the patches to keep, rounded down but at least one; None counts outliers (the program's k = -1).
+
+    Raises:
+        ValueError: when ratio is not in (0, 1].
+
+    Examples:
+        >>> trim(torch.tensor([[0.0], [2.0], [-1.0]]), torch.tensor([1.0]), ratio=0.67).kept_sorted
+        tensor([0, 2])
+    """
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"trim: ratio must be in (0, 1] or None (count outliers), got {ratio}")
+    score = trim_score(clip_projected_patches, clip_text)
+    n = score.shape[0]
+    share = outlier_count(score) / n if ratio is None else ratio
+    # The count itself, not int(n * (count / n)): that product can fall just below the count.
+    count = outlier_count(score) if ratio is None else int(n * ratio)
+    return Trimmed(top(score, max(1, count))[0], score, share)
+
+
+def with_mean_of_rest(features: Float[Tensor, "n c"], kept: Int[Tensor, " k"]) -> Float[Tensor, "r c"]:
+    """The kept rows, then the mean of all others; when there are no others, the kept rows alone.
+
+    Examples:
+        >>> with_mean_of_rest(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0]))
+        tensor([[1.],
+                [3.]])
+    """
+    rest = torch.ones(features.shape[0], dtype=torch.bool, device=features.device).index_fill(0, kept, False)
+    if kept.shape[0] == features.shape[0]:
+        return features[kept]
+    weights = rest.to(working(features).dtype) / (features.shape[0] - kept.shape[0])
+    mean = (weights @ working(features)).to(features.dtype)
+    return torch.cat([features[kept], mean[None]])
+
+
+@dataclass(frozen=True, repr=False)
+class TRIM(PruningStrategy):
+    """Keep the patches least similar to the prompt in CLIP's joint space (TRIM, arXiv 2409.10994).
+
+    Definition, paper's code and deviations: `tokenprune.baselines.trim`. Several rows of `Tokens.clip_text` are
+    averaged.
+
+    Args:
+        keep: "adaptive" (the authors' default: score outliers), or the number of tokens (int) or share of the image's
+            original tokens (float).
+        plus: also keep the mean of the dropped patches as one token; `keep` counts it. Needs the vision tower's states
+            and the projector.
+
+    Examples:
+        >>> clip = torch.tensor([[0.0], [2.0], [-1.0]])
+        >>> TRIM(keep=2).select(Tokens(torch.zeros(3, 4), clip_visual=clip, clip_text=torch.ones(1, 1))).indices
+        tensor([0, 2])
+    """
+
+    name: ClassVar[str] = "trim"
+    paper: ClassVar[str] = "TRIM, arXiv 2409.10994"
+    summary: ClassVar[str] = "patches least similar to the prompt in CLIP's joint space"
+    needs = frozenset({"clip_visual", "clip_text"})
+    equivariant = True
+
+    keep: Keep | Literal["adaptive"] = "adaptive"  # type: ignore[assignment]
+    _: KW_ONLY
+    plus: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep != "adaptive" or not isinstance(self.keep, str):
+            set_keep(self)
+        if self.plus:
+            more: dict[str, object] = {"merges": True, "ascending": False}
+            more["needs"] = self.needs | {"vision_states", "project"}
+            for fact, value in more.items():
+                object.__setattr__(self, fact, value)
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """The budget; None for "adaptive"."""
+        return None if self.keep == "adaptive" else super().requested(tokens)
+
+    def _select(self, tokens: Tokens) -> Selection:
+        if tokens.clip_visual is None or tokens.clip_text is None:  # `select` has checked it
+            raise ValueError("TRIM: needs Tokens.clip_visual and Tokens.clip_text")
+        scores = trim_score(tokens.clip_visual, working(tokens.clip_text).mean(0))
+        requested = self.requested(tokens)
+        wanted = max(1, outlier_count(scores)) if requested is None else min(requested, tokens.n)
+        # The mean of the rest is one token of the budget, unless everything or a single patch is kept.
+        mean = self.plus and wanted < tokens.n and (requested is None or wanted > 1)
+        patches, order = top(scores, wanted - (mean and requested is not None))
+        if not self.plus:
+            return Selection(indices=patches, total=tokens.n, order=order, scores=scores)
+        if not mean or tokens.vision_states is None or tokens.project is None:
+            return Selection(indices=patches, total=tokens.n, features=tokens.visual[patches], scores=scores)
+        place = scores.index_fill(0, patches, -torch.inf).argmax()
+        made = tokens.project(with_mean_of_rest(tokens.vision_states, patches)[-1:]).to(tokens.visual.dtype)
+        return Selection(
+            indices=torch.cat([patches, place[None]]),
+            total=tokens.n,
+            features=torch.cat([tokens.visual[patches], made]),
+            scores=scores,
+        )

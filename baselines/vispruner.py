@@ -1,0 +1,150 @@
+r"""VisPruner: part of the budget by CLS attention, the rest by weeding near-duplicates out of what remains.
+
+With $T$ tokens to keep, $\lfloor T \rho \rfloor$ patches of largest mean CLS attention are *important*. The others,
+in order of falling attention, are thinned to $T - \lfloor T \rho \rfloor$: while there are too many, split them
+alternately into A (1st, 3rd, ...) and B (2nd, 4th, ...), score each member of A by its largest cosine to B, and
+drop the $\min(8, \text{surplus})$ members of A that score highest; next come the survivors of A by falling score,
+then B.
+
+Paper: VisPruner, ICCV 2025 (a later version of arXiv 2412.01818). Checked against Theia-4869/VisPruner, commit
+aefa01adc7c7ce6334e880c88225e90cede760d1.
+
+Defects of the authors' program: it stops with an IndexError when an odd number of patches is to be thinned, or when
+more than half of a small remainder must go. Here A has one member more in the odd case, and at most all of A is
+dropped in a round. Wherever the program runs the selection is the same, so there is no `official` switch.
+
+Deviations: scores and cosines in float32, ties to the earlier place in the list.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.baselines.fastervlm import fastervlm_score
+from tokenprune.baselines.scoring import check_count, top, unit
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+__all__ = ["VisPruner", "vispruner", "weed_duplicates"]
+
+_PER_ROUND = 8
+
+
+def weed_duplicates(
+    features: Float[Tensor, "b n c"], ranked: Int[Tensor, "b m"], keep: int, *, per_round: int = _PER_ROUND
+) -> Int[Tensor, "b k"]:
+    """Drop near-duplicates from a ranked list until `keep` remain (see the file's docstring).
+
+    Args:
+        features: (b, n, c), what cosines are taken of.
+        ranked: int64 (b, m), indices of the candidates, most important first.
+        keep: how many remain, 0 to m.
+        per_round: at most this many are dropped per round.
+
+    Returns:
+        int64 (b, keep), in the order in which the last round leaves them.
+
+    Examples:
+        >>> x = torch.tensor([[[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [-1.0, 0.0]]])
+        >>> weed_duplicates(x, torch.tensor([[0, 1, 2, 3]]), 3)
+        tensor([[2, 1, 3]])
+    """
+    check_count("weed_duplicates", "keep", keep, ranked.shape[1], lowest=0)
+    if keep == 0:
+        return ranked[:, :0]
+    rows = unit(features)
+    width = (-1, -1, rows.shape[-1])
+    left = ranked
+    while left.shape[1] > keep:
+        a, b = left[:, ::2], left[:, 1::2]
+        drop = min(per_round, left.shape[1] - keep, a.shape[1])
+        rows_a = rows.gather(1, a[..., None].expand(width))
+        rows_b = rows.gather(1, b[..., None].expand(width))
+        likeness = (rows_a @ rows_b.transpose(1, 2)).amax(-1)
+        order = likeness.sort(dim=-1, descending=True, stable=True).indices
+        left = torch.cat([a.gather(1, order[:, drop:]), b], dim=1)
+    return left
+
+
+def vispruner(
+    cls_attention: Float[Tensor, "b h n"],
+    image_features: Float[Tensor, "b n c"],
+    keep: int,
+    *,
+    important_ratio: float = 0.5,
+) -> Int[Tensor, "b k"]:
+    """Important patches plus diverse patches of each tile, ascending.
+
+    Args:
+        cls_attention: (b, heads, n), CLS row of the last but one layer of the vision tower.
+        image_features: (b, n, c), that layer's patch states, before the projector.
+        keep: number of patches per tile, 1 to n.
+        important_ratio: share of `keep` chosen by attention alone, in [0, 1]; the count is rounded down.
+
+    Raises:
+        ValueError: when keep is not in 1..n or important_ratio not in [0, 1].
+
+    Examples:
+        >>> attention = torch.tensor([[[0.4, 0.3, 0.2, 0.1]]])
+        >>> x = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.01], [-1.0, 0.0]]])
+        >>> vispruner(attention, x, 2)
+        tensor([[0, 2]])
+    """
+    check_count("vispruner", "keep", keep, cls_attention.shape[-1])
+    if not 0 <= important_ratio <= 1:
+        raise ValueError(f"vispruner: important_ratio must be in [0, 1], got {important_ratio}")
+    important = int(keep * important_ratio)
+    ranked = top(fastervlm_score(cls_attention), cls_attention.shape[-1])[1]
+    diverse = weed_duplicates(image_features, ranked[:, important:], keep - important)
+    return torch.cat([ranked[:, :important], diverse], dim=1).sort(dim=1).values
+
+
+@dataclass(frozen=True, repr=False)
+class VisPruner(PruningStrategy):
+    """Keep the patches with the largest CLS attention and, of the others, those that are no near-duplicates.
+
+    VisPruner, ICCV 2025. Definition, paper's code and deviations: `tokenprune.baselines.vispruner`.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float).
+        important_ratio: share of the budget chosen by attention alone, in [0, 1]; the authors use 0.5 and 0.75.
+
+    Examples:
+        >>> attention = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.01], [-1.0, 0.0]])
+        >>> VisPruner(keep=2).select(Tokens(x, cls_attention=attention, vision_states=x)).indices
+        tensor([0, 2])
+    """
+
+    name: ClassVar[str] = "vispruner"
+    paper: ClassVar[str] = "VisPruner, ICCV 2025, arXiv 2412.01818"
+    summary: ClassVar[str] = "CLS attention for one part of the budget, duplicate removal for the other"
+    needs = frozenset({"cls_attention", "vision_states"})
+    equivariant = True
+
+    keep: Keep
+    _: KW_ONLY
+    important_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        ratio = self.important_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+            raise TypeError(f"VisPruner: important_ratio must be a number in [0, 1], got {ratio!r}")
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"VisPruner: important_ratio must be in [0, 1], got {ratio}")
+
+    def _select(self, tokens: Tokens) -> Selection:
+        if tokens.cls_attention is None or tokens.vision_states is None:  # `select` has checked it
+            raise ValueError("VisPruner: needs Tokens.cls_attention and Tokens.vision_states")
+        kept = vispruner(
+            tokens.cls_attention[None],
+            tokens.vision_states[None],
+            self.count(tokens),
+            important_ratio=self.important_ratio,
+        )
+        return Selection(indices=kept[0], total=tokens.n)
