@@ -1,0 +1,1 @@
+"""Training of the bundled model from nothing: ``python -m tokenprune.bundled.training --out DIR``."""
