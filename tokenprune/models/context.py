@@ -218,9 +218,9 @@ class _Session:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Stands before `model.forward`: prunes direct calls, lets the steps of `generate` through."""
-        if self.generating and not args and kwargs.get(self.adapter.modality_keys[0]) is None:
+        call = _named(self.forward_signature, args, kwargs) if args else kwargs
+        if self.generating and call.get(self.adapter.modality_keys[0]) is None:
             return None
-        call = _named(self.forward_signature, args, kwargs)
         refuse_embeddings(call, what="a forward")
         ids = check_ids(call)
         cache = call.get("past_key_values")

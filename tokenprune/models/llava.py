@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenprune.models.adapter import NO_SIGNALS, Adapter
-from tokenprune.models.tap import tap, tower_reader
+from tokenprune.models.tap import Reader, tap, tower_reader
 from tokenprune.models.vision import Grid, Vision, image_keys
 
 
@@ -16,7 +16,7 @@ class LlavaAdapter(Adapter):
     """Adapter for LLaVA-1.5: a ViT, a two-layer projector, a causal language model; 576 tokens per image, raster order.
 
     `vision_states` are the states that the projector gets. `cls_attention` and `vision_keys` come from the layer whose
-    output those states are (the last one, when several layers are concatenated), as VisionZip and FasterVLM read them.
+    output those states are (the last of them, when several layers are concatenated).
     """
 
     model_types: ClassVar[frozenset[str]] = frozenset({"llava"})
@@ -29,13 +29,10 @@ class LlavaAdapter(Adapter):
 
     @property
     def signals(self) -> frozenset[str]:
-        """`cls_attention` only with a tower that has a CLS token."""
-        own = {"vision_states", "vision_keys"} | ({"cls_attention"} if self._has_cls else set())
-        return super().signals | own
-
-    @property
-    def _has_cls(self) -> bool:
-        return getattr(getattr(self.vision_tower, "embeddings", None), "class_embedding", None) is not None
+        """Those of the CLS token only with a tower that has one."""
+        cls = getattr(getattr(self.vision_tower, "embeddings", None), "class_embedding", None)
+        of_cls = {"cls_attention", "vision_cls", "vision_last_cls"} if cls is not None else set()
+        return super().signals | {"vision_states", "vision_keys", "vision_last_keys", "project"} | of_cls
 
     def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
         """Run tower and projector once; see `Adapter.encode`."""
@@ -44,27 +41,37 @@ class LlavaAdapter(Adapter):
         layer = options.get("vision_feature_layer", config.vision_feature_layer)
         layers = [layer] if isinstance(layer, int) else list(layer)
         crop = int(options.get("vision_feature_select_strategy", config.vision_feature_select_strategy) == "default")
+        want = self.signals & set(want)
         with ExitStack() as stack:
-            seen: list[tuple[Tensor | None, Tensor | None]] = []
-            if {"cls_attention", "vision_keys"} & set(want):
-                module = self.vision_attention[layers[-1] if layers[-1] < 0 else layers[-1] - 1]
-                seen = stack.enter_context(tap(module, tower_reader(want, crop)))
+            seen = [stack.enter_context(tap(*reading)) for reading in self._readings(layers[-1], want, crop)]
             output = self.base.get_image_features(**options, return_dict=True)
         features = list(output.pooler_output)
-        rows, keys = seen[0] if seen else (None, None)
-        states = None
-        if "vision_states" in want:
-            states = torch.cat([output.hidden_states[i][:, crop:] for i in layers], dim=-1)
+        signals: dict[str, Any] = {name: tuple(rows) for calls in seen for name, rows in calls[0].items()}
+        if want & {"vision_states", "vision_cls"}:
+            states = torch.cat([output.hidden_states[i] for i in layers], dim=-1)
+            signals["vision_states"] = tuple(states[:, crop:])
+            signals["vision_cls"] = tuple(states[:, :1]) if crop else None
         pixels = options["pixel_values"]
         return Vision(
             features=torch.cat(features),
             counts=tuple(len(image) for image in features),
             grids=tuple(self._grid(pixels, len(image)) for image in features),
             keys=image_keys(pixels) if "key" in want else None,
-            cls_attention=None if rows is None else tuple(rows),
-            vision_states=None if states is None else tuple(states),
-            vision_keys=None if keys is None else tuple(keys),
+            project=self.base.multi_modal_projector if "project" in want else None,
+            **signals,
         )
+
+    def _readings(self, layer: int, want: Collection[str], crop: int) -> list[tuple[nn.Module, Reader]]:
+        """What to read at which attention module: states of layer -2 leave module -2, those of layer 1 module 0."""
+        modules = self.vision_attention
+        wanted: dict[int, set[str]] = {}
+        for place, names in (
+            (layer if layer < 0 else layer - 1, {"cls_attention", "vision_keys"}),
+            (-1, {"vision_last_keys", "vision_last_cls"}),
+        ):
+            if names & set(want):
+                wanted.setdefault(place % len(modules), set()).update(names & set(want))
+        return [(modules[place], tower_reader(names, crop)) for place, names in wanted.items()]
 
     def _grid(self, pixels: Tensor, count: int) -> Grid:
         patch = self.model.config.vision_config.patch_size

@@ -78,11 +78,7 @@ class Prompt:
                 visual[i],
                 text=text[segment.row],
                 question=question[segment.row],
-                grid=segment.grid,
-                key=None if vision.keys is None else vision.keys[i],
-                cls_attention=_signal(vision.cls_attention, i, embeds.device),
-                vision_states=_signal(vision.vision_states, i, embeds.device),
-                vision_keys=_signal(vision.vision_keys, i, embeds.device),
+                **vision.of(i, embeds.device),
             )
             for i, segment in enumerate(self.segments)
         ]
@@ -179,7 +175,3 @@ def _per_column(name: str, inputs: Mapping[str, Any], ids: Tensor) -> Tensor | N
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"prune: {name} must have one entry per prompt column, {tuple(ids.shape)}, got {got}")
     return value.to(ids.device)
-
-
-def _signal(per_image: tuple[Tensor, ...] | None, i: int, device: torch.device) -> Tensor | None:
-    return None if per_image is None else per_image[i].detach().to(device)

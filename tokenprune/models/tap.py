@@ -17,7 +17,7 @@ TAP = "tokenprune_tap"
 """Name of the attention function; it stays in the registry and does nothing for modules without an open tap."""
 
 
-TowerReading = tuple[Tensor | None, Tensor | None]
+Reader = Callable[[Tensor, Tensor, float], Any]
 
 
 class Tap:
@@ -29,7 +29,7 @@ class Tap:
         backend: name of the attention implementation that does the module's work.
     """
 
-    def __init__(self, read: Callable[[Tensor, Tensor, float], Any], backend: str) -> None:
+    def __init__(self, read: Reader, backend: str) -> None:
         self.read = read
         self.backend = backend
         self.seen: list[Any] = []
@@ -54,7 +54,7 @@ def attention_rows(
 
 
 @contextmanager
-def tap(module: nn.Module, read: Callable[[Tensor, Tensor, float], Any]) -> Iterator[list[Any]]:
+def tap(module: nn.Module, read: Reader) -> Iterator[list[Any]]:
     """While open, every forward of the attention module also appends `read(queries, keys, scaling)` to the list.
 
     Only this module changes, and only by a copy of its config that names another attention function, which then calls
@@ -84,21 +84,28 @@ def tap(module: nn.Module, read: Callable[[Tensor, Tensor, float], Any]) -> Iter
         del _open[module]
 
 
-def tower_reader(want: Collection[str], prefix: int) -> Callable[[Tensor, Tensor, float], TowerReading]:
-    """A reader for `tap` on a vision tower: CLS attention and mean keys, as far as wanted.
+def tower_reader(want: Collection[str], prefix: int) -> Reader:
+    """A reader for `tap` on a vision tower; row 0 of the tower is taken for the CLS token.
 
     Args:
-        want: may hold "cls_attention" (attention of row 0 to all tokens behind the prefix) and "vision_keys" (keys
-            averaged over heads).
+        want: names of `Tokens` fields, of "cls_attention", "vision_keys", "vision_last_keys" and "vision_last_cls".
         prefix: number of leading rows that are no visual tokens (1 for a dropped CLS token).
 
     Returns:
-        Function from queries, keys and scaling to (float32 (images, h, n) or None, (images, n, e) or None).
+        Function from queries, keys and scaling to the wanted fields, images first.
     """
 
-    def read(query: Tensor, key: Tensor, scaling: float) -> TowerReading:
-        rows = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:] if "cls_attention" in want else None
-        return rows, key.mean(1)[:, prefix:] if "vision_keys" in want else None
+    def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        if "cls_attention" in want:
+            seen["cls_attention"] = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:]
+        if "vision_keys" in want:
+            seen["vision_keys"] = key.mean(1)[:, prefix:]
+        if "vision_last_keys" in want:
+            seen["vision_last_keys"] = key.transpose(1, 2).flatten(2)[:, prefix:]
+        if "vision_last_cls" in want:
+            seen["vision_last_cls"] = torch.stack([query[:, :, 0], key[:, :, 0]], dim=1).flatten(2)
+        return seen
 
     return read
 

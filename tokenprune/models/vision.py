@@ -1,12 +1,17 @@
 """What the vision side of a model says about a batch of images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Grid = tuple[int, int] | None
+
+SIGNALS = ("cls_attention", "vision_states", "vision_cls", "vision_keys", "vision_last_keys", "vision_last_cls")
+"""Fields of `Tokens` that hold a tensor from the vision tower."""
 
 _MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio as int64: neighbouring pixels get unrelated weights
 
@@ -22,9 +27,9 @@ class Vision:
         counts: number of tokens of each image.
         grids: (rows, columns) of each image's raster, or None where the tokens are no raster.
         keys: `Tokens.key` of each image, when asked for.
-        cls_attention: `Tokens.cls_attention` of each image, float (h, n_i), when asked for.
-        vision_states: `Tokens.vision_states` of each image, float (n_i, c), when asked for.
-        vision_keys: `Tokens.vision_keys` of each image, float (n_i, e), when asked for.
+        cls_attention, vision_states, vision_cls, vision_keys, vision_last_keys, vision_last_cls: the field of `Tokens`
+            of that name for each image, when asked for.
+        project: the projector, when asked for.
     """
 
     features: Float[Tensor, "n d"]
@@ -33,7 +38,11 @@ class Vision:
     keys: tuple[int, ...] | None = None
     cls_attention: tuple[Float[Tensor, "h _"], ...] | None = None
     vision_states: tuple[Float[Tensor, "_ c"], ...] | None = None
+    vision_cls: tuple[Float[Tensor, "1 c"], ...] | None = None
     vision_keys: tuple[Float[Tensor, "_ e"], ...] | None = None
+    vision_last_keys: tuple[Float[Tensor, "_ f"], ...] | None = None
+    vision_last_cls: tuple[Float[Tensor, "2 f"], ...] | None = None
+    project: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if sum(self.counts) != self.features.shape[0] or len(self.grids) != len(self.counts):
@@ -41,6 +50,17 @@ class Vision:
                 f"Vision: {len(self.counts)} images with {sum(self.counts)} tokens and {len(self.grids)} grids do not "
                 f"fit {self.features.shape[0]} rows of features; an adapter must return one row per placeholder"
             )
+
+    def of(self, image: int, device: torch.device) -> dict[str, Any]:
+        """The fields of `Tokens` that these signals fill for one image, detached and on one device."""
+        fields: dict[str, Any] = {"grid": self.grids[image], "project": self.project}
+        if self.keys is not None:
+            fields["key"] = self.keys[image]
+        for name in SIGNALS:
+            values = getattr(self, name)
+            if values is not None:
+                fields[name] = values[image].detach().to(device)
+        return fields
 
 
 def image_keys(pixels: Float[Tensor, "images *shape"]) -> tuple[int, ...]:
