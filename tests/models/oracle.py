@@ -1,6 +1,6 @@
 """What the tests of models share: test strategies, cached tiny models, and the comparison with the reference."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -10,9 +10,12 @@ from torch import Tensor
 from tokenprune import PruningStrategy, Selection, Tokens, prune
 from tokenprune.baselines import GridPool
 from tokenprune.models import Record
+from tokenprune.models.vision import SIGNALS
 from tokenprune.strategy import PositionPolicy
 from tokenprune.testing.reference import Reference, reference_logits
-from tokenprune.testing.tiny_models import IMAGE, PAD, MakeInputs, tiny_llava
+from tokenprune.testing.tiny_models import MakeInputs, tiny_llava
+
+EVERYTHING = frozenset({*SIGNALS, "key", "project"})
 
 BATCHES = {
     "padded": ["look at <0> now", "<1> what is it", "tell me more about the things in <2> please"],
@@ -140,17 +143,3 @@ def traces(model: Any) -> dict[str, Any]:
             found[f"{name} {kind}"] = list(getattr(module, kind))
         found[f"{name} config"] = (id(getattr(module, "config", None)), str(getattr(module, "config", None)))
     return found
-
-
-__all__ = [
-    "BATCHES",
-    "IMAGE",
-    "PAD",
-    "ByContent",
-    "InPickOrder",
-    "KeepAll",
-    "check_generate",
-    "replace",
-    "tiny",
-    "traces",
-]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.models.oracle import BATCHES, ByContent, InPickOrder, KeepAll, features_of, tiny, traces
+from tests.models.oracle import BATCHES, EVERYTHING, ByContent, InPickOrder, KeepAll, features_of, tiny, traces
 from tokenprune import Selection, prune
 from tokenprune.models import Adapter, Vision, adapter_for, build_prompt, compact, families, select_tokens
 from tokenprune.models.llava import LlavaAdapter
@@ -20,8 +20,6 @@ from tokenprune.models.tap import attention_rows, tap
 from tokenprune.models.vision import SIGNALS, image_keys
 from tokenprune.strategy import PositionPolicy
 from tokenprune.testing import random_image, tiny_llava
-
-EVERYTHING = frozenset({*SIGNALS, "key", "project"})
 
 
 def encoded(attention: str = "sdpa", want: Collection[str] = EVERYTHING) -> tuple[Any, dict[str, Tensor], Vision]:

@@ -203,7 +203,7 @@ def _positions(prompt: Prompt, source: Tensor, mask: Tensor, policy: PositionPol
     dense = prompt.positions
     if policy == "original":
         return dense.gather(-1, source.expand(*dense.shape[:-1], -1)).masked_fill(~mask, 0)
-    first = prompt.mask.to(torch.int8).argmax(1, keepdim=True)
+    first = prompt.mask.long().argmax(1, keepdim=True)
     start = dense.gather(-1, first.expand(*dense.shape[:-1], -1))
     return (start + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
 

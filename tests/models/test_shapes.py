@@ -1,0 +1,41 @@
+"""The shape annotations of the model code hold: pruning once more with each of them checked at run time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+from jaxtyping import install_import_hook
+
+with install_import_hook(["tokenprune.models", "tokenprune.testing.reference"], "beartype.beartype"):
+    import tokenprune.models
+    from tokenprune.models import vision
+
+import pytest
+import torch
+from tests.models.oracle import BATCHES, EVERYTHING, ByContent, InPickOrder, check_generate, tiny
+from tokenprune import prune, prune_inputs
+from tokenprune.baselines import GridPool
+from tokenprune.models import adapter_for, build_prompt
+
+with pytest.raises(Exception, match="image_keys"):
+    vision.image_keys(torch.zeros(3, dtype=torch.int64))
+model, make_inputs = tiny()
+inputs = make_inputs(BATCHES["two images"])
+for strategy in (ByContent(), InPickOrder(), GridPool(4)):
+    for positions in ("original", "compact"):
+        check_generate(model, inputs, strategy, positions)
+        prune_inputs(model, strategy, positions=positions, **inputs, labels=inputs["input_ids"])
+with prune(model, ByContent()):
+    model(**inputs, labels=inputs["input_ids"])
+adapter = adapter_for(model)
+build_prompt(adapter, inputs, adapter.encode(inputs, EVERYTHING)).tokens()
+print("done")
+"""
+
+
+def test_annotated_shapes_hold() -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == "done"
