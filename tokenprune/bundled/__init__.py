@@ -60,10 +60,18 @@ def load_model(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"load_model: dtype must be a floating torch dtype such as torch.float32, got {dtype!r}")
     from transformers import LlavaForConditionalGeneration
+    from transformers.utils import logging
 
-    model = LlavaForConditionalGeneration.from_pretrained(
-        MODEL_DIR, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
-    )
+    # A progress bar for loading 4 MB is noise; the caller's setting comes back.
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            MODEL_DIR, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+        )
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     model.eval()
     return model
 

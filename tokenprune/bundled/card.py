@@ -27,6 +27,7 @@ from tokenprune.bundled import (
     load_scenes,
     prompt,
 )
+from tokenprune.bundled.cards import PATCH
 from tokenprune.bundled.vocabulary import IMAGE
 
 if TYPE_CHECKING:
@@ -147,6 +148,22 @@ def norms(model: LlavaForConditionalGeneration, processor: LlavaProcessor, scene
     }
 
 
+@torch.inference_mode()
+def cls_attention(processor: LlavaProcessor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Share of the CLS token's attention to patches that falls on cards, beside the share of patches that are cards."""
+    tower = load_model(attn_implementation="eager").model.vision_tower
+    pixels = processor.image_processor([scene.image for scene in scenes], return_tensors="pt")["pixel_values"]
+    layers = tower(pixels, output_attentions=True).attentions
+    on_card = torch.zeros(len(scenes), pixels.shape[-1] ** 2 // PATCH**2)
+    for row, scene in enumerate(scenes):
+        on_card[row, [patch for card in scene.cards for patch in card.patches]] = 1.0
+    figures = {"card_area": float(on_card.mean())}
+    for name, layer in (("cls_attention_last", layers[-1]), ("cls_attention_last_but_one", layers[-2])):
+        patches = layer[:, :, 0, 1:].mean(1)
+        figures[name] = float(((patches * on_card).sum(-1) / patches.sum(-1)).mean())
+    return figures
+
+
 def measure(scenes: int, seed: int = 0, split: str = "test") -> dict[str, object]:
     """All numbers of the card, on ``scenes`` scenes of a split."""
     model, processor = load_model(), load_processor()
@@ -159,7 +176,7 @@ def measure(scenes: int, seed: int = 0, split: str = "test") -> dict[str, object
         "weights_bytes": (MODEL_DIR / "model.safetensors").stat().st_size,
         "dense": accuracy(answer(model, processor, drawn)),
         "text_only": accuracy(answer(model, processor, drawn, image=False)),
-        "norms": norms(model, processor, drawn[:50]),
+        "norms": {**norms(model, processor, drawn[:50]), **cls_attention(processor, drawn[:50])},
     }
 
 
@@ -184,8 +201,28 @@ def table(metrics: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
+def insert(card: str, numbers: str) -> str:
+    """The card's text with the part between its two markers replaced.
+
+    Args:
+        card: Markdown with the lines ``<!-- numbers -->`` and ``<!-- end of numbers -->``.
+        numbers: from ``table``.
+
+    Raises:
+        ValueError: a marker is missing.
+
+    >>> insert("a <!-- numbers --> old <!-- end of numbers --> b", "new").split()
+    ['a', '<!--', 'numbers', '-->', 'new', '<!--', 'end', 'of', 'numbers', '-->', 'b']
+    """
+    before, opening, rest = card.partition("<!-- numbers -->")
+    _, closing, after = rest.partition("<!-- end of numbers -->")
+    if not opening or not closing:
+        raise ValueError("insert: card must hold the markers <!-- numbers --> and <!-- end of numbers -->")
+    return f"{before}{opening}\n\n{numbers}\n\n{closing}{after}"
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the numbers of the model card, print them, and write them to a JSON file."""
+    """Measure the numbers of the model card, print them, and write them to a JSON file and to the card beside it."""
     parser = argparse.ArgumentParser(prog="python -m tokenprune.bundled.card", description=main.__doc__)
     parser.add_argument("--scenes", type=int, default=200, help="number of held-out scenes, 10 questions each")
     parser.add_argument("--seed", type=int, default=0, help="which series of scenes")
@@ -193,6 +230,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     metrics = measure(options.scenes, options.seed)
     options.out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    card = options.out.with_name("MODEL_CARD.md")
+    if card.exists():
+        card.write_text(insert(card.read_text(encoding="utf-8"), table(metrics)), encoding="utf-8")
     sys.stdout.write(table(metrics) + "\n")
 
 

@@ -84,6 +84,7 @@ def build_processor() -> LlavaProcessor:
 
     images = CLIPImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
         do_center_crop=False,
         image_mean=list(MEAN),
         image_std=list(STD),

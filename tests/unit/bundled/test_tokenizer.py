@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from tokenprune.bundled import TOKENS_PER_IMAGE, load_processor, load_scenes, prompt
@@ -64,9 +66,9 @@ def test_one_image_is_exactly_256_tokens_on_a_square_grid() -> None:
 def test_chat_template_renders_the_prompt() -> None:
     processor = load_processor()
     content = [{"type": "image"}, {"type": "text", "text": "is there a seven ?"}]
-    chat = [{"role": "user", "content": content}]
+    chat: list[dict[str, Any]] = [{"role": "user", "content": content}]
     assert processor.apply_chat_template(chat, add_generation_prompt=True) == prompt("is there a seven ?")
-    answered = [*chat, {"role": "assistant", "content": "yes"}]
+    answered: list[dict[str, Any]] = [*chat, {"role": "assistant", "content": "yes"}]
     assert processor.apply_chat_template(answered) == f"{prompt('is there a seven ?')} yes </s>"
 
 

@@ -101,7 +101,7 @@ FULL: Final = Recipe(
         SymbolicStage(Stage("symbolic-256", 300, 1e-3, floor=0.1), visible=256, per_card=9, batch=12),
     ),
     projector=Stage("projector", 150, 3e-3),
-    joint=Stage("joint", 1300, 8e-4),
+    joint=Stage("joint", 1000, 8e-4),
 )
 """The recipe of the committed weights."""
 
