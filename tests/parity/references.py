@@ -400,3 +400,25 @@ def tome(x: Array, metrics: list[Array], r: list[int], *, class_token: bool = Fa
     for place, group in enumerate(groups):
         of[group] = place
     return rows, np.array([len(group) for group in groups]), of
+
+
+def alignment_score(visual: Array, text: Array) -> Array:
+    """Minus the mean squared distance to the text embeddings."""
+    v, t = visual.astype(np.float64), text.astype(np.float64)
+    return np.array([-np.mean([np.sum((token - word) ** 2) for word in t]) for token in v])
+
+
+def top_k(scores: Array, k: int) -> tuple[Array, Array]:
+    order = best(scores, k)
+    return np.array(sorted(order)), np.array(order)
+
+
+def greedy_repmax(x: Array, k: int) -> Array:
+    """First the lowest mean cosine, then the lowest mean cosine to those picked."""
+    likeness = cosines(x, x)
+    picked = best(-likeness.mean(1), 1)
+    total = likeness[picked[0]].copy()
+    while len(picked) < k:
+        picked.append(best(-total / len(picked), 1, [i for i in range(len(x)) if i not in picked])[0])
+        total += likeness[picked[-1]]
+    return np.array(picked)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tokenprune.alignment import alignment_score, top_k
 from tokenprune.baselines import (
     cdpruner,
     dart,
@@ -32,6 +33,7 @@ from tokenprune.baselines import (
     visionzip,
     vispruner,
 )
+from tokenprune.repmax import greedy_repmax
 
 Array = np.ndarray[Any, Any]
 MODULES = (
@@ -53,6 +55,10 @@ MODULES = (
 )
 
 
+ELSEWHERE: dict[str, Any] = {"alignment_score": alignment_score, "greedy_repmax": greedy_repmax, "top_k": top_k}
+"""The two stages of TrimTokenator stand outside the baselines."""
+
+
 def folder() -> Path:
     """Where the vectors are, if they are there."""
     beside = Path(__file__).resolve().parents[3] / "shared"
@@ -71,7 +77,8 @@ class Cores:
         self.dtype = dtype
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        function = next((getattr(module, name) for module in MODULES if name in module.__all__), None)
+        places = [vars(module) for module in MODULES if name in module.__all__]
+        function = next((place[name] for place in (*places, ELSEWHERE) if name in place), None)
         if function is None:
             raise AttributeError(f"no baseline has a function {name!r}")
 
@@ -353,6 +360,21 @@ def replay_tome(case: Case, lib: Any) -> Iterator[Check]:
     yield from case.checks(out_x=(rows, 1e-5), out_size=size, group_of_input=group)
 
 
+def replay_trimtokenator(case: Case, lib: Any) -> Iterator[Check]:
+    visual, text = case["visual"], case["text"]
+    first, keep = (int(case.param(name) * len(visual)) for name in ("stage1_ratio", "keep_ratio"))
+    score = lib.alignment_score(visual, text)
+    survivors, by_score = lib.top_k(score, first)
+    picks = survivors[lib.greedy_repmax(visual[survivors], keep)]
+    yield from case.checks(
+        alignment=(score, 1e-4),
+        stage1_kept_sorted=survivors,
+        stage1_by_score=by_score,
+        selected_in_order=picks,
+        kept_sorted=np.sort(picks),
+    )
+
+
 REPLAYS: dict[str, Callable[[Case, Any], Iterator[Check]]] = {
     "divprune": replay_divprune,
     "cdpruner": replay_cdpruner,
@@ -371,4 +393,5 @@ REPLAYS: dict[str, Callable[[Case, Any], Iterator[Check]]] = {
     "mustdrop_filter": replay_mustdrop_filter,
     "mustdrop_merge": replay_mustdrop_merge,
     "tome": replay_tome,
+    "trimtokenator_thirdparty": replay_trimtokenator,
 }

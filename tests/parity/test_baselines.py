@@ -14,7 +14,6 @@ from tests.parity import references
 from tests.parity.replay import REPLAYS, Case, Cores, folder, vectors
 
 FILES = [(method, path) for method in REPLAYS for path in vectors(method)]
-ELSEWHERE = ("trimtokenator_thirdparty",)  # tests/parity/test_trimtokenator.py
 
 with_files = pytest.mark.parametrize(("method", "path"), FILES, ids=[path.stem for _, path in FILES])
 
@@ -38,6 +37,5 @@ def test_reference_reproduces_the_authors_code(method: str, path: Path) -> None:
 
 @pytest.mark.skipif(not folder().is_dir(), reason="no reference vectors here")
 def test_every_file_is_replayed() -> None:
-    known = (*REPLAYS, *ELSEWHERE)
-    strangers = [p.name for p in folder().glob("*.npz") if not any(p.name.startswith(f"{m}_") for m in known)]
+    strangers = [p.name for p in folder().glob("*.npz") if not any(p.name.startswith(f"{m}_") for m in REPLAYS)]
     assert strangers == []
