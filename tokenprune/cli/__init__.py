@@ -1,0 +1,1 @@
+"""The command line: `tokenprune compare`, `tokenprune select`, `tokenprune strategies`."""

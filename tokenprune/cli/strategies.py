@@ -1,0 +1,71 @@
+"""`tokenprune strategies`: every registered strategy with what it needs, where it acts and where it comes from."""
+
+import argparse
+import json
+from typing import Any
+
+from tokenprune.cli.options import make_console
+
+
+def add_parser(subparsers: Any) -> None:  # noqa: ANN401
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "strategies",
+        help="list every strategy",
+        description="List every strategy, those of installed packages included.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, one object per strategy")
+
+
+def facts() -> list[dict[str, object]]:
+    """What there is to say about every strategy, sorted: methods with a paper first, then the rest, by name."""
+    from tokenprune.registry import strategies
+
+    entries: list[dict[str, object]] = []
+    for name, cls in sorted(strategies().items(), key=lambda item: (not item[1].paper, item[0])):
+        example = cls.example()
+        entries.append(
+            {
+                "name": name,
+                "class": f"{cls.__module__}.{cls.__qualname__}",
+                "summary": cls.summary,
+                "paper": cls.paper,
+                "needs": sorted(example.needs),
+                "uses": sorted(example.uses),
+                "site": example.site,
+                "positions": example.positions,
+                "merges": example.merges,
+                "example": repr(example),
+            }
+        )
+    return entries
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list."""
+    entries = facts()
+    if args.json:
+        print(json.dumps(entries, indent=2))
+        return 0
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("Name", "Mechanism", "Needs", "Site", "Paper"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        needs = entry["needs"]
+        shown = ", ".join(needs) if isinstance(needs, list) else ""
+        origin = "" if str(entry["class"]).startswith("tokenprune.") else f" [{entry['class']}]"
+        texts = (
+            f"{entry['name']}",
+            f"{entry['summary']}{origin}",
+            shown or "-",
+            f"{entry['site']}",
+            f"{entry['paper']}" or "-",
+        )
+        table.add_row(*texts)
+    console = make_console()
+    console.print(table, markup=False)
+    console.print('\nWrite them as text: "mi_alignment(keep=0.8) >> greedy_repmax(keep=64)"', markup=False)
+    return 0

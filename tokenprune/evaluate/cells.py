@@ -1,0 +1,80 @@
+"""The cells of a comparison: which strategy, at which budget, with which seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenprune.budget import Keep, check_keep
+from tokenprune.evaluate.methods import Method, show_budget
+from tokenprune.strategy import PruningStrategy
+
+DENSE = "dense"
+"""Label of the unpruned model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """All samples once, under one strategy; `strategy` is None for the dense model.
+
+    Attributes:
+        id: unique in the comparison, and a valid file name.
+        method: the method's label.
+        keep: the budget; None for the dense model.
+        seed: of the random stages; None where there is nothing random.
+        strategy: what selects.
+    """
+
+    id: str
+    method: str
+    keep: Keep | None = None
+    seed: int | None = None
+    strategy: PruningStrategy | None = None
+
+
+def make_cells(methods: Sequence[Method], budgets: Sequence[Keep], seeds: Sequence[int]) -> list[Cell]:
+    """Every cell, dense first, then budget by budget.
+
+    Args:
+        methods: the rows.
+        budgets: tokens (int) or shares (float).
+        seeds: run by methods that draw at random; the others run once.
+
+    Raises:
+        ValueError: when one of the three is empty or repeats an entry, or a seed is negative.
+
+    Examples:
+        >>> [cell.id for cell in make_cells([Method("random"), Method("grid_pool")], [0.5], [0, 1])]
+        ['000-dense', '001-random-50pct-s0', '002-random-50pct-s1', '003-grid_pool-50pct']
+    """
+    for name, values in (("methods", methods), ("budgets", budgets), ("seeds", seeds)):
+        if not values:
+            raise ValueError(f"make_cells: {name} is empty; give at least one")
+        shown = [
+            repr(value) for value in values
+        ]  # not the values: one token (1) and everything (1.0) are equal numbers
+        repeated = [text for i, text in enumerate(shown) if text in shown[:i]]
+        if repeated:
+            raise ValueError(f"make_cells: {name} holds {repeated[0]} twice; a cell would run twice")
+    for keep in budgets:
+        check_keep(keep, owner="make_cells", parameter="budgets")
+    if min(seeds) < 0:
+        raise ValueError(f"make_cells: seeds must be 0 or more, got {min(seeds)}")
+    cells = [Cell(id="000-dense", method=DENSE)]
+    for keep in budgets:
+        for method in methods:
+            for seed in seeds if method.seeded else (None,):
+                parts = [f"{len(cells):03d}", _slug(method.label), show_budget(keep).replace("%", "pct")]
+                cells.append(
+                    Cell(
+                        id="-".join(parts if seed is None else [*parts, f"s{seed}"]),
+                        method=method.label,
+                        keep=keep,
+                        seed=seed,
+                        strategy=method.strategy(keep=keep, seed=seed or 0),
+                    )
+                )
+    return cells
+
+
+def _slug(text: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "._" else "-" for c in text)
+    return "-".join(filter(None, kept.split("-")))[:48]

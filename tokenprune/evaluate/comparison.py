@@ -1,0 +1,186 @@
+"""The main job: run every cell that is not finished yet, then write tables and figures."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenprune.evaluate.batches import resampling_units
+from tokenprune.evaluate.cells import Cell
+from tokenprune.evaluate.environment import load_average
+from tokenprune.evaluate.export import export
+from tokenprune.evaluate.extras import EVAL_PACKAGES, need
+from tokenprune.evaluate.figures import accuracy_figure
+from tokenprune.evaluate.kept_tokens import kept_tokens_figure
+from tokenprune.evaluate.loading import LoadedModel
+from tokenprune.evaluate.report import footer, run_report
+from tokenprune.evaluate.run_folder import RunFolder, write_atomically
+from tokenprune.evaluate.runner import Runner
+from tokenprune.evaluate.samples import Sample, check_samples
+from tokenprune.evaluate.settings import Settings, configuration
+from tokenprune.evaluate.summary import Row, summarise
+
+
+class Progress(Protocol):
+    """What `compare` tells about its progress; both calls are cheap."""
+
+    def start(self, total: float, done: float) -> None:
+        """The work is `total` units, of which `done` are left from an earlier run."""
+
+    def advance(self, amount: float, what: str) -> None:
+        """`amount` units of `what` are done."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def start(self, total: float, done: float) -> None:
+        """Say nothing."""
+
+    def advance(self, amount: float, what: str) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A comparison, finished or stopped.
+
+    Attributes:
+        folder: where everything is.
+        rows: the results table.
+        report: the content of run.json.
+        footer: the conditions in one line, as figures print them.
+        reused: cells that an earlier run had finished.
+        finished: cells that are finished now.
+        cells: cells in all.
+    """
+
+    folder: Path
+    rows: tuple[Row, ...]
+    report: Mapping[str, Any]
+    footer: str
+    reused: int
+    finished: int
+    cells: int
+
+    @property
+    def complete(self) -> bool:
+        """False when the run was stopped."""
+        return self.finished == self.cells
+
+
+def compare(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    settings: Settings,
+    *,
+    data: str,
+    out: Path,
+    fresh: bool = False,
+    figures: bool = True,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare strategies at several budgets on one model and data set; resumes a stopped run of the same configuration.
+
+    A cell is written when it is finished, as a whole. On Ctrl-C (KeyboardInterrupt) the tables and figures are made
+    from the cells that are there.
+
+    Args:
+        loaded: the model and its processor.
+        samples: the data set.
+        settings: what to compare.
+        data: what the data set is called in reports.
+        out: folder that holds the run folders.
+        fresh: do finished cells again.
+        figures: draw them.
+        progress: is told about the progress.
+
+    Raises:
+        ValueError: before any work, when a strategy does not fit the model, the samples are not sound, or the run
+            folder cannot be written.
+        ImportError: before any work, when a package of the `eval` extra is missing.
+    """
+    for package in EVAL_PACKAGES:
+        need(package)
+    check_samples(samples, source=data)
+    cells = settings.cells
+    runner = Runner(
+        loaded, samples, settings.batch_size, max_new_tokens=settings.max_new_tokens, positions=settings.positions
+    )
+    runner.check([cell.strategy for cell in cells if cell.strategy is not None])
+    config = configuration(settings, loaded, data, samples)
+    name = _slug(f"{Path(loaded.name).name}-{Path(data).name}" if loaded.name != data else data)
+    folder = RunFolder.open(out, name, config, fresh=fresh, need_bytes=_expected_bytes(len(cells), samples))
+    reused = sum(folder.has_cell(cell.id) for cell in cells)
+    started = _now()
+    with suppress(KeyboardInterrupt):  # the finished cells are on disk; report what there is
+        _run_missing(runner, folder, cells, progress or Silent())
+    contents = {cell.id: folder.read_cell(cell.id) for cell in cells if folder.has_cell(cell.id)}
+    vision = folder.read_json("vision.json").get("batches", [])
+    rows = summarise(cells, contents, samples, resampling_units(samples, runner.names), vision)
+    session = {"started": started, "ended": _now(), "cells_run": len(contents) - reused, "load_average": load_average()}
+    report = run_report(
+        config, cells, contents, rows, samples, sessions=[*folder.read_json("run.json").get("sessions", []), session]
+    )
+    folder.write_json("run.json", report)
+    export(folder, cells, contents, samples, rows)
+    line = footer(report)
+    if figures and any(not row.is_dense for row in rows):
+        write_atomically(folder.path / "accuracy_vs_tokens.png", accuracy_figure(rows, footer=line))
+        picture = kept_tokens_figure(runner, cells, contents, footer=line)
+        if picture is not None:
+            write_atomically(folder.path / "kept_tokens.png", picture)
+    return Comparison(
+        folder=folder.path,
+        rows=tuple(rows),
+        report=report,
+        footer=line,
+        reused=reused,
+        finished=len(contents),
+        cells=len(cells),
+    )
+
+
+def _run_missing(runner: Runner, folder: RunFolder, cells: Sequence[Cell], progress: Progress) -> None:
+    missing = [cell for cell in cells if not folder.has_cell(cell.id)]
+    batches = -(-len(runner.samples) // runner.batch_size)
+    per_cell = {cell.id: _work(cell) * batches for cell in cells}
+    # Reading and encoding the pictures costs about as much as a dense cell.
+    done = sum(per_cell.values()) - sum(per_cell[cell.id] for cell in missing)
+    if not missing:
+        return
+    progress.start(sum(per_cell.values()) + batches, done)
+    runner.prepare(_told(progress, 1.0, "encoding pictures"))
+    if not folder.read_json("vision.json"):
+        folder.write_json("vision.json", {"batches": runner.vision_times})
+    runner.run_batch(
+        runner.batches[0], missing[0].strategy
+    )  # the first call of a process allocates and chooses kernels
+    for cell in missing:
+        folder.write_cell(cell.id, runner.run(cell, _told(progress, _work(cell), cell.method)))
+
+
+def _told(progress: Progress, amount: float, what: str) -> Callable[..., None]:
+    return lambda *_: progress.advance(amount, what)
+
+
+def _work(cell: Cell) -> float:
+    """Cost of a cell's batch relative to dense, for the remaining time: text and overhead stay whatever is kept."""
+    share = 1.0 if cell.keep is None else min(1.0, cell.keep if isinstance(cell.keep, float) else cell.keep / 576)
+    return 0.2 + 0.8 * share
+
+
+def _expected_bytes(cells: int, samples: Sequence[Sample]) -> int:
+    # Kept indices dominate: up to 576 numbers of 4 characters per image, twice (cells and tables), and the figures.
+    return cells * sum(len(sample.images) for sample in samples) * 2400 + 16 * 2**20
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:48] or "run"

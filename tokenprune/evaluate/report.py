@@ -1,0 +1,91 @@
+"""run.json: under which conditions the numbers were measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tokenprune.evaluate.cells import Cell
+from tokenprune.evaluate.environment import git_state, package_versions, usable_cores
+from tokenprune.evaluate.run_folder import SCHEMA_VERSION
+from tokenprune.evaluate.samples import Sample
+from tokenprune.evaluate.statistics import CONFIDENCE, RESAMPLES
+from tokenprune.evaluate.summary import Row
+
+_TEXT_SOURCE = (
+    "input embeddings of every text token of the prompt, chat template included (Tokens.text); "
+    "strategies with text='question' use the tokens after the last image"
+)
+_TIMES = (
+    "wall clock, median over batches of batch time / samples in batch, with quartiles; device synchronised; "
+    "the first batch of a cell is not counted. vision: tower and projector, once per picture, shared by all cells. "
+    "selection: the strategy and building the shorter prompt. prefill: embedding, forward pass, first token. "
+    "decode: the rest."
+)
+
+
+def run_report(
+    config: Mapping[str, Any],
+    cells: Sequence[Cell],
+    contents: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    *,
+    sessions: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The content of run.json.
+
+    Args:
+        config: the configuration.
+        cells: the whole comparison.
+        contents: finished cells by id.
+        rows: the results table.
+        samples: the data set.
+        sessions: when the run was started, stopped and resumed.
+    """
+    lengths = [record["output_tokens"] for content in contents.values() for record in content["samples"]]
+    policies = sorted({str(content["positions"]) for cell_id, content in contents.items() if cell_id != cells[0].id})
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "finished" if len(contents) == len(cells) else "interrupted",
+        "cells": {"finished": len(contents), "total": len(cells)},
+        "sessions": list(sessions),
+        "versions": package_versions(),
+        "git": git_state(),
+        "cores": usable_cores(),
+        "samples": len(samples),
+        "resampling": {
+            "unit": "image (samples that show the same images are drawn together)",
+            "units": rows[0].accuracy.units if rows else 0,
+            "method": f"scipy.stats.bootstrap, percentile, {RESAMPLES} resamples, {CONFIDENCE:.0%} interval",
+            "difference": "accuracy minus Random's at the same budget, paired by sample, Random averaged over seeds",
+        },
+        "metric": f"{config['metric']} after lower-casing, stripping punctuation at word ends, collapsing white space",
+        "position_policy": policies,
+        "text_source": _TEXT_SOURCE,
+        "times": _TIMES,
+        "output_length": {
+            "limit": config["max_new_tokens"],
+            "mean": round(float(np.mean(lengths)), 3) if lengths else None,
+            "longest": max(lengths, default=None),
+        },
+        "decoding": "greedy",
+        "config": dict(config),
+    }
+
+
+def footer(report: Mapping[str, Any]) -> str:
+    """The conditions in one line, for tables and figures."""
+    config, length = report["config"], report["output_length"]
+    limits = (
+        ""
+        if length["mean"] is None
+        else f", answers of {length['mean']:.1f} tokens on average (limit {length['limit']})"
+    )
+    return (
+        f"{config['model']['name']} on {config['data']['name']}: n = {report['samples']} questions, "
+        f"{report['resampling']['units']} images, {config['metric']}; positions {'/'.join(report['position_policy'])}; "
+        f"text source: whole prompt; {config['attention']} attention, {config['dtype']}, {config['device_name']}, "
+        f""
+        f"{config['threads']} thread{'s' if config['threads'] > 1 else ''}, batch {config['batch_size']}{limits}"
+    )

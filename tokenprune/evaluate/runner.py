@@ -1,0 +1,170 @@
+"""Run cells: every sample once under each strategy, timed by stage, on shared vision features."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tokenprune.evaluate.batches import Batch, PictureNames, make_batches, processed
+from tokenprune.evaluate.cells import Cell
+from tokenprune.evaluate.decode import answer_lengths, generate_timed, now
+from tokenprune.evaluate.features import DEFAULT_CACHE_BYTES, FeatureCache, take_images
+from tokenprune.evaluate.loading import LoadedModel
+from tokenprune.evaluate.samples import Sample
+from tokenprune.models import adapter_for, build_prompt, compact, select_tokens
+from tokenprune.models.prompt import Prompt
+from tokenprune.models.select import check_strategy_fits
+from tokenprune.models.vision import Vision
+from tokenprune.strategy import PositionPolicy, PruningStrategy
+from tokenprune.tokens import FIELD_NAMES, Selection
+
+
+@dataclass
+class Runner:
+    """Runs cells on one model and one data set.
+
+    Times are wall clock, in seconds per batch, with the device synchronised at both ends:
+
+    - vision: tower and projector, once per picture and outside of all cells; reading and resizing files not included.
+    - selection: the strategy's choice and the building of the shorter prompt; what pruning costs. None for dense.
+    - prefill: embedding and merging the prompt, the forward pass over it, and the choice of the first token.
+    - decode: all further tokens, until every answer of the batch has ended.
+
+    The first batch of a cell warms up and its times are not counted; when it is the only one, it runs twice.
+
+    Args:
+        loaded: the model and its processor.
+        samples: the data set.
+        batch_size: samples per batch.
+        max_new_tokens: length limit of an answer.
+        positions: "original" or "compact" for every strategy; None leaves it to each strategy's authors.
+        cache_bytes: memory for vision features; pictures beyond it are encoded again in every cell.
+    """
+
+    loaded: LoadedModel
+    samples: Sequence[Sample]
+    batch_size: int = 16
+    max_new_tokens: int = 16
+    positions: PositionPolicy | None = None
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    names: PictureNames = field(default_factory=PictureNames)
+
+    def __post_init__(self) -> None:
+        self.adapter = adapter_for(self.loaded.model)
+        self.device = torch.device(self.loaded.device)
+        self.cache = FeatureCache(self.cache_bytes)
+        self.batches: list[Batch] = []
+        self.vision_times: list[dict[str, Any]] = []
+        self._want: frozenset[str] = frozenset()
+
+    def check(self, strategies: Sequence[PruningStrategy]) -> None:
+        """Raise unless every strategy can run on this model and accepts the first sample; takes a moment.
+
+        Raises:
+            ValueError: names the strategy and what does not fit.
+        """
+        for strategy in strategies:
+            check_strategy_fits(strategy, self.adapter)
+        self._want = frozenset({"key"}).union(*((s.needs | s.uses) & FIELD_NAMES for s in strategies))
+        batch, inputs = next(make_batches(self.loaded.processor, self.samples[:1], 1, self.names))
+        prompt = self._prompt(batch, self._encode(inputs, len(batch.pictures), range(len(batch.pictures))))
+        for strategy in strategies:
+            select_tokens(strategy, prompt)
+
+    def prepare(self, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Tokenise all samples and encode every picture once; `progress` is told how many samples are done."""
+        self.batches.clear()
+        self.vision_times.clear()
+        for batch, inputs in make_batches(self.loaded.processor, self.samples, self.batch_size, self.names):
+            if not self.batches:  # warm-up: the first pass through the tower allocates and chooses kernels
+                self._encode(inputs, len(batch.pictures), range(len(batch.pictures)))
+            self._features(batch, inputs)
+            self.batches.append(batch)
+            progress(len(batch.samples))
+
+    def run(self, cell: Cell, progress: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """All samples under the cell's strategy, as plain values for the run folder; `progress` is called per batch."""
+        records: list[dict[str, Any]] = []
+        times: list[dict[str, Any]] = []
+        for number, batch in enumerate(self.batches):
+            warm = number > 0
+            if len(self.batches) == 1:
+                self.run_batch(batch, cell.strategy)
+                warm = True
+            answers, seconds = self.run_batch(batch, cell.strategy)
+            records.extend(answers)
+            times.append({"samples": len(batch.samples), "counted": warm, **seconds})
+            progress()
+        return {
+            "cell": cell.id,
+            "strategy": None if cell.strategy is None else repr(cell.strategy),
+            "positions": self._policy(cell.strategy),
+            "samples": records,
+            "batches": times,
+        }
+
+    @torch.no_grad()
+    def run_batch(
+        self, batch: Batch, strategy: PruningStrategy | None
+    ) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+        """One batch: an answer and the kept tokens per sample, and the seconds of each stage."""
+        vision = self._features(batch)
+        start = now(self.device)
+        prompt = self._prompt(batch, vision)
+        built = now(self.device)
+        selections = self._everything(prompt) if strategy is None else select_tokens(strategy, prompt)[0]
+        pruned = compact(prompt, selections, positions=self._policy(strategy))
+        chosen = now(self.device)
+        out = generate_timed(
+            self.loaded.model, pruned.generate_kwargs(), max_new_tokens=self.max_new_tokens, device=self.device
+        )
+        new = out.sequences[:, pruned.ids.shape[1] :].cpu()
+        texts = self.loaded.processor.batch_decode(new, skip_special_tokens=True)
+        records: list[dict[str, Any]] = [
+            {"id": sample.id, "answer": text.strip(), "output_tokens": length, "images": []}
+            for sample, text, length in zip(batch.samples, texts, answer_lengths(new, self._end_ids()), strict=True)
+        ]
+        for segment, selection in zip(prompt.segments, selections, strict=True):
+            indices = None if strategy is None else selection.indices.tolist()
+            entry = {"tokens_in": selection.total, "tokens_out": selection.kept, "indices": indices}
+            records[segment.row]["images"].append(entry)
+        selecting = None if strategy is None else chosen - built
+        return records, {"selection": selecting, "prefill": built - start + out.prefill, "decode": out.decode}
+
+    def _policy(self, strategy: PruningStrategy | None) -> PositionPolicy:
+        return self.positions or ("compact" if strategy is None else strategy.positions)
+
+    def _prompt(self, batch: Batch, vision: Vision) -> Prompt:
+        inputs = {"input_ids": batch.ids.to(self.device), "attention_mask": batch.mask.to(self.device)}
+        return build_prompt(self.adapter, inputs, vision)
+
+    def _features(self, batch: Batch, inputs: Mapping[str, Any] | None = None) -> Vision:
+        def encode(places: list[int]) -> Vision:
+            source = processed(self.loaded.processor, batch.samples) if inputs is None else inputs
+            start = now(self.device)
+            vision = self._encode(source, len(batch.pictures), places)
+            if inputs is not None:
+                seconds = now(self.device) - start
+                self.vision_times.append({"images": len(places), "seconds": seconds, "counted": True})
+            return vision
+
+        return self.cache.get(batch.pictures, encode)
+
+    @torch.no_grad()
+    def _encode(self, inputs: Mapping[str, Any], images: int, places: Sequence[int]) -> Vision:
+        taken = take_images(inputs, self.adapter.modality_keys, images, places)
+        for name, value in taken.items():
+            if isinstance(value, torch.Tensor):
+                value = value.to(self.device)
+                taken[name] = value.to(self.loaded.model.dtype) if value.is_floating_point() else value
+        return self.adapter.encode(taken, want=self._want)
+
+    def _end_ids(self) -> frozenset[int]:
+        ends = self.loaded.model.generation_config.eos_token_id
+        return frozenset() if ends is None else frozenset(ends if isinstance(ends, list) else [ends])
+
+    @staticmethod
+    def _everything(prompt: Prompt) -> list[Selection]:
+        counts = [segment.columns.shape[0] for segment in prompt.segments]
+        return [Selection(indices=torch.arange(n, device=prompt.ids.device), total=n) for n in counts]

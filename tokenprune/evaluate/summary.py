@@ -1,0 +1,179 @@
+"""From finished cells to the rows of the results table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenprune.budget import Keep
+from tokenprune.evaluate.cells import DENSE, Cell
+from tokenprune.evaluate.metrics import accuracy_by_kind, exact_match
+from tokenprune.evaluate.samples import Sample
+from tokenprune.evaluate.statistics import Interval, agreement, flips, mean_interval, paired_difference
+
+STAGES = ("vision", "selection", "prefill", "decode")
+REFERENCE = "random"
+"""Label of the method that the paired differences are taken against."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Milliseconds per sample over batches: the median and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method at one budget, pooled over its seeds.
+
+    Attributes:
+        method: its label; "dense" for the unpruned model.
+        keep: the budget; None for dense.
+        seeds: number of seeds pooled; 1 for methods without.
+        samples: number of samples, n.
+        accuracy: mean exact match with an interval over images.
+        seed_sd: standard deviation of the accuracy over seeds (n - 1); None for a single run.
+        difference: accuracy minus Random's at the same budget, paired by sample; None for dense and for Random itself.
+        agreement: share of answers equal to the dense model's.
+        right_to_wrong: samples that dense gets right and this does not; a mean over seeds.
+        wrong_to_right: the opposite.
+        tokens_in: visual tokens per image before pruning, a mean.
+        tokens_out: visual tokens per image that enter the language model, a mean.
+        output_tokens: generated tokens per answer, a mean.
+        times: stage to milliseconds per sample; a stage that does not occur is missing.
+        kinds: accuracy by kind of question.
+    """
+
+    method: str
+    keep: Keep | None
+    seeds: int
+    samples: int
+    accuracy: Interval
+    seed_sd: float | None
+    difference: Interval | None
+    agreement: float
+    right_to_wrong: float
+    wrong_to_right: float
+    tokens_in: float
+    tokens_out: float
+    output_tokens: float
+    times: dict[str, Spread]
+    kinds: dict[str, float]
+
+    @property
+    def is_dense(self) -> bool:
+        """True for the unpruned model."""
+        return self.method == DENSE
+
+
+def correctness(content: Mapping[str, Any], samples: Sequence[Sample]) -> list[bool]:
+    """Per sample of a finished cell: was the answer right?"""
+    return [
+        exact_match(record["answer"], sample.answers)
+        for record, sample in zip(content["samples"], samples, strict=True)
+    ]
+
+
+def summarise(
+    cells: Sequence[Cell],
+    contents: Mapping[str, Mapping[str, Any]],
+    samples: Sequence[Sample],
+    units: Sequence[str],
+    vision: Sequence[Mapping[str, Any]],
+) -> list[Row]:
+    """One row per method and budget, in the order of the cells.
+
+    Args:
+        cells: the whole comparison; its first cell is the dense one.
+        contents: finished cells by id. Cells that are missing are left out; without the dense cell there are no rows.
+        samples: the data set.
+        units: what the bootstrap resamples, per sample.
+        vision: batches of the vision encoder, with `images`, `seconds` and `counted`.
+    """
+    if cells[0].id not in contents:
+        return []
+    dense = contents[cells[0].id]
+    finished = [cell for cell in cells if cell.id in contents]
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in finished:
+        groups.setdefault((cell.method, repr(cell.keep)), []).append(cell)
+    right = {cell.id: correctness(contents[cell.id], samples) for cell in finished}
+    images = float(np.mean([len(sample.images) for sample in samples]))
+    encoder = _spread([1000 * b["seconds"] / b["images"] * images for b in vision if b["counted"]])
+    rows = []
+    for (method, keep), members in groups.items():
+        reference = groups.get((REFERENCE, keep))
+        is_reference = method == REFERENCE or members[0].keep is None
+        rows.append(
+            _row(
+                members,
+                [contents[cell.id] for cell in members],
+                np.array([right[cell.id] for cell in members]),
+                None if reference is None or is_reference else np.array([right[cell.id] for cell in reference]),
+                dense,
+                right[cells[0].id],
+                samples,
+                units,
+                encoder,
+            )
+        )
+    return rows
+
+
+def _row(
+    members: Sequence[Cell],
+    contents: Sequence[Mapping[str, Any]],
+    right: "np.ndarray[Any, np.dtype[np.bool_]]",
+    reference: "np.ndarray[Any, np.dtype[np.bool_]] | None",
+    dense: Mapping[str, Any],
+    dense_right: Sequence[bool],
+    samples: Sequence[Sample],
+    units: Sequence[str],
+    encoder: Spread | None,
+) -> Row:
+    dense_answers = [record["answer"] for record in dense["samples"]]
+    same = [agreement([record["answer"] for record in content["samples"]], dense_answers) for content in contents]
+    turned = [flips(list(run), dense_right) for run in right]
+    pictures = [picture for content in contents for record in content["samples"] for picture in record["images"]]
+    by_run = right.mean(axis=1)
+    return Row(
+        method=members[0].method,
+        keep=members[0].keep,
+        seeds=len(members),
+        samples=len(samples),
+        accuracy=mean_interval(right, units),
+        seed_sd=float(by_run.std(ddof=1)) if len(members) > 1 else None,
+        difference=None if reference is None else paired_difference(right, reference, units),
+        agreement=float(np.mean(same)),
+        right_to_wrong=float(np.mean([lost for lost, _ in turned])),
+        wrong_to_right=float(np.mean([won for _, won in turned])),
+        tokens_in=float(np.mean([picture["tokens_in"] for picture in pictures])),
+        tokens_out=float(np.mean([picture["tokens_out"] for picture in pictures])),
+        output_tokens=float(
+            np.mean([record["output_tokens"] for content in contents for record in content["samples"]])
+        ),
+        times=_times(contents, encoder),
+        kinds=accuracy_by_kind(right.mean(axis=0).tolist(), [sample.kind for sample in samples]),
+    )
+
+
+def _times(contents: Sequence[Mapping[str, Any]], encoder: Spread | None) -> dict[str, Spread]:
+    batches = [batch for content in contents for batch in content["batches"] if batch["counted"]]
+    times = {} if encoder is None else {"vision": encoder}
+    for stage in ("selection", "prefill", "decode"):
+        # The dense model selects nothing: its batches hold no time for it.
+        spread = _spread([1000 * batch[stage] / batch["samples"] for batch in batches if batch[stage] is not None])
+        if spread is not None:
+            times[stage] = spread
+    return times
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    if not values:
+        return None
+    low, median, high = np.percentile(np.asarray(values), [25, 50, 75])
+    return Spread(median=float(median), low=float(low), high=float(high))
