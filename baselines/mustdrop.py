@@ -13,7 +13,8 @@ data set (TextVQA: 192 = (.001, .001), 128 = (.0012, .001), 64 = (.011, .01)), s
 data set. The merged windows come first, by falling similarity, so raster order is lost. In a batch it merges as
 many windows in every image as in the one with the fewest; here each image stands alone.
 
-Deviations: float32; when both thresholds would drop everything, the token with the largest sum stays.
+Deviations: float32. When the thresholds would drop everything, the token with the largest sum stays; with
+`official=True` nothing does.
 """
 
 from math import ceil, isqrt
@@ -116,6 +117,7 @@ def mustdrop_filter(
     global_thr: float,
     individual_thr: float,
     key_set: Int[Tensor, " k"] | None = None,
+    official: bool = False,
 ) -> Int[Tensor, " r"]:
     """The image tokens that survive the two thresholds, ascending.
 
@@ -124,6 +126,7 @@ def mustdrop_filter(
         global_thr: share of the total attention below which a token may go.
         individual_thr: attention below which every text token must stay for a token to go.
         key_set: int64 (k,), tokens that stay whatever their attention (`mustdrop_key_set`).
+        official: let the thresholds drop everything, as the authors' program does.
 
     Raises:
         ValueError: when there is no text row.
@@ -139,5 +142,7 @@ def mustdrop_filter(
     kept = (total >= global_thr * attention.sum()) | (attention.amax(0) >= individual_thr)
     if key_set is not None:
         kept = kept.index_fill(0, key_set, True)
+    if official:
+        return kept.nonzero().flatten()
     kept = torch.where(kept.any(), kept, torch.nn.functional.one_hot(total.argmax(), total.shape[0]).bool())
     return kept.nonzero().flatten()

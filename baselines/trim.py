@@ -7,9 +7,12 @@ scores above $Q_3 + 1.5 (Q_3 - Q_1)$. "Plus" appends the plain mean of all dropp
 Paper: TRIM, arXiv 2409.10994. Checked against FreedomIntelligence/TRIM, commit
 0e666770fc5393aa88590ff4a1a51eb86d01f723. The minus sign is the authors' and has no comment there.
 
-Defects of the authors' program: without an outlier it keeps no patch (here: at least one); the outlier share is
-pooled over the batch (here: one image). Neither changes the selection of one image with outliers, so there is no
-`official` switch.
+Defects of the authors' program, reproduced by `official=True`:
+- Without an outlier, or with a share below one patch, it keeps no patch. Default: at least one.
+- The count goes through a share and back, `int(n * (count / n))`, which for some n loses one patch (never for 576).
+  Default: the count itself.
+
+The program pools the outlier share over the batch; here an image stands alone.
 
 Deviations: float32, ties to the lowest index. The paper's main rows use a fine-tuned language model. Choosing
 tokens commutes with a projector that acts on single tokens; only the mean of the dropped ones is made before it, so
@@ -57,7 +60,11 @@ def trim_score(clip_projected_patches: Float[Tensor, "n p"], clip_text: Float[Te
 
 
 def trim(
-    clip_projected_patches: Float[Tensor, "n p"], clip_text: Float[Tensor, " p"], *, ratio: float | None = None
+    clip_projected_patches: Float[Tensor, "n p"],
+    clip_text: Float[Tensor, " p"],
+    *,
+    ratio: float | None = None,
+    official: bool = False,
 ) -> Trimmed:
     """Choose the patches to keep.
 
@@ -65,6 +72,7 @@ def trim(
         clip_projected_patches: (n, p), patches after CLIP's final layer norm and visual projection, not normalised.
         clip_text: (p,), CLIP text embedding of the prompt, not normalised.
         ratio: share of the patches to keep, rounded down but at least one; None counts outliers (the program's k = -1).
+        official: count as the authors' program does (see the file's docstring).
 
     Raises:
         ValueError: when ratio is not in (0, 1].
@@ -77,10 +85,10 @@ def trim(
         raise ValueError(f"trim: ratio must be in (0, 1] or None (count outliers), got {ratio}")
     score = trim_score(clip_projected_patches, clip_text)
     n = score.shape[0]
-    share = outlier_count(score) / n if ratio is None else ratio
-    # The count itself, not int(n * (count / n)): that product can fall just below the count.
-    count = outlier_count(score) if ratio is None else int(n * ratio)
-    return Trimmed(top(score, max(1, count))[0], score, share)
+    outliers = outlier_count(score) if ratio is None else 0
+    share = outliers / n if ratio is None else ratio
+    count = outliers if ratio is None and not official else int(n * share)
+    return Trimmed(top(score, count if official else max(1, count))[0], score, share)
 
 
 def with_mean_of_rest(features: Float[Tensor, "n c"], kept: Int[Tensor, " k"]) -> Float[Tensor, "r c"]:

@@ -239,12 +239,16 @@ def hired_next(
     return mask, full, sub, np.array(budgets)
 
 
-def trim(clip_projected_patches: Array, clip_text: Array, *, ratio: float | None = None) -> tuple[Array, Array, float]:
+def trim(
+    clip_projected_patches: Array, clip_text: Array, *, ratio: float | None = None, official: bool = False
+) -> tuple[Array, Array, float]:
     text = clip_text.astype(np.float64)
     score = softmax(-np.array([float(np.sum(patch * text)) for patch in clip_projected_patches.astype(np.float64)]))
     n = len(score)
     count = quartile_outliers(score) if ratio is None else int(n * ratio)
-    return np.array(sorted(best(score, max(1, count)))), score, count / n if ratio is None else ratio
+    share = count / n if ratio is None else ratio
+    count = int(n * share) if official else max(1, count)
+    return np.array(sorted(best(score, count)), dtype=np.int64), score, share
 
 
 def with_mean_of_rest(features: Array, kept: Array) -> Array:
@@ -347,11 +351,13 @@ def fitprune(attn_visual_cols: Array, *, n_image: int, delete: int) -> Array:
     return np.array(sorted(best(mine * cross, n_image - delete)))
 
 
-def mustdrop_filter(attn_text_to_visual: Array, *, global_thr: float, individual_thr: float) -> Array:
+def mustdrop_filter(
+    attn_text_to_visual: Array, *, global_thr: float, individual_thr: float, official: bool = False
+) -> Array:
     a = attn_text_to_visual.astype(np.float64).mean(0)
     total = a.sum()
     kept = [i for i in range(a.shape[1]) if not (a[:, i].sum() < global_thr * total and a[:, i].max() < individual_thr)]
-    return np.array(kept or best(a.sum(0), 1))
+    return np.array(kept if kept or official else best(a.sum(0), 1), dtype=np.int64)
 
 
 def mustdrop_merge(x_with_cls: Array, *, threshold: float, window: int) -> tuple[Array, Array, Array, Array, Array]:

@@ -242,7 +242,9 @@ def replay_hired_next(case: Case, lib: Any) -> Iterator[Check]:
 
 def replay_trim(case: Case, lib: Any) -> Iterator[Check]:
     k = case.param("k")
-    kept, score, ratio = lib.trim(case["clip_projected_patches"], case["clip_text"], ratio=None if k == -1 else k)
+    kept, score, ratio = lib.trim(
+        case["clip_projected_patches"], case["clip_text"], ratio=None if k == -1 else k, official=True
+    )
     yield Check("used_ratio", ratio, case.param("used_ratio", ratio), 1e-6)
     features = case["features"]
     out = lib.with_mean_of_rest(features, kept) if case.param("plus") else features[kept]
@@ -336,6 +338,7 @@ def replay_mustdrop_filter(case: Case, lib: Any) -> Iterator[Check]:
         case["attn_text_to_visual"],
         global_thr=case.param("global_thr"),
         individual_thr=case.param("individual_thr"),
+        official=True,
     )
     yield from case.checks(kept_sorted=kept)
 

@@ -228,6 +228,7 @@ def test_trim(seed: int) -> None:
         patches, text, features = rng.normal(size=(n, 6)), rng.normal(size=6), rng.normal(size=(n, 4))
         for ratio in (None, 0.01, 0.3, 1.0):
             agree("trim", patches, text, ratio=ratio)
+            agree("trim", patches, text, ratio=ratio, official=True)
             agree("with_mean_of_rest", features, references.trim(patches, text, ratio=ratio)[0])
     agree("trim", signs(rng, 20, 4), np.array([1.0, 0, 0, 0]), ratio=0.3)
     agree("trim", np.ones((8, 3)), np.ones(3))
@@ -325,7 +326,9 @@ def test_mustdrop(seed: int) -> None:
     rng = draw(seed)
     for n, m in ((40, 9), (15, 1), (1, 3)):
         for global_thr, individual_thr in ((0.02, 0.05), (1.0, 0.0), (0.0, 1.0), (1.1, 2.0)):
-            agree("mustdrop_filter", attention(rng, 2, m, n), global_thr=global_thr, individual_thr=individual_thr)
+            for official in (False, True):
+                limits = {"global_thr": global_thr, "individual_thr": individual_thr, "official": official}
+                agree("mustdrop_filter", attention(rng, 2, m, n), **limits)
     for side, window in ((6, 2), (9, 3), (4, 4), (4, 1)):
         patches = np.repeat(rng.normal(size=(1, 1, 5)), side * side, axis=1)[0] + rng.normal(size=(side * side, 5))
         for threshold in (-1.1, 0.4, 1.1):

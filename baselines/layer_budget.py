@@ -1,0 +1,125 @@
+r"""Budgets averaged over decoder layers, and the parameters of methods that meet them.
+
+"192 tokens" means two things in the literature. Methods before the language model let 192 tokens *enter* it;
+methods inside it give the mean over layers, $\frac1L \sum_l n_l$ with $n_l$ the visual tokens that enter layer l. A
+method that drops at layer K has seen all n tokens for K layers by then, so the mean cannot fall below n K / L.
+
+The functions count tokens that a layer really processes. SparseVLM's own figures count what is left *after* each
+layer and come out lower: 192.0, 128.6 and 64.8 for its schedules, where 206.5, 145.4 and 82.3 are processed.
+"""
+
+from collections.abc import Sequence
+
+from tokenprune.baselines.scoring import check_count
+
+__all__ = ["fastv_keep_for", "layer_average", "pyramiddrop_ratio_for", "tokens_entering", "tome_merges_for"]
+
+
+def tokens_entering(n: int, layers: int, stages: Sequence[tuple[int, int]]) -> list[int]:
+    """Visual tokens that enter each decoder layer.
+
+    Args:
+        n: visual tokens of the image.
+        layers: number of decoder layers.
+        stages: (layer, tokens) pairs, ascending: from that layer on so many tokens are left.
+
+    Raises:
+        ValueError: when the layers do not ascend within 0..layers - 1.
+
+    Examples:
+        >>> tokens_entering(576, 4, [(2, 64)])
+        [576, 576, 64, 64]
+        >>> round(layer_average(tokens_entering(576, 32, [(3, 309), (7, 204), (16, 113)])), 1)  # SparseVLM, "192"
+        206.5
+    """
+    places = [layer for layer, _ in stages]
+    if places != sorted(set(places)) or any(not 0 <= layer < layers for layer in places):
+        raise ValueError(f"tokens_entering: stages must ascend within layers 0..{layers - 1}, got {places}")
+    entering, left, ahead = [], n, dict(stages)
+    for layer in range(layers):
+        left = ahead.get(layer, left)
+        entering.append(left)
+    return entering
+
+
+def layer_average(entering: Sequence[int]) -> float:
+    """Mean over layers.
+
+    Examples:
+        >>> layer_average(tokens_entering(576, 32, [(2, 192)])), layer_average(tokens_entering(576, 32, [(15, 0)]))
+        (216.0, 270.0)
+    """
+    return sum(entering) / len(entering)
+
+
+def fastv_keep_for(average: float, *, n: int, layers: int, layer: int) -> float:
+    """Tokens that a method with one cut at `layer` must keep for a layer average (FastV, DART, VTW).
+
+    Args:
+        average: the wanted mean over layers.
+        n: visual tokens of the image.
+        layers: number of decoder layers.
+        layer: the first layer with fewer tokens.
+
+    Returns:
+        The exact number, to be rounded by the caller. DART keeps 4 more than its nominal budget, so subtract 4.
+
+    Raises:
+        ValueError: when the average is out of reach.
+
+    Examples:
+        >>> [round(fastv_keep_for(average, n=576, layers=32, layer=2), 1) for average in (192, 128, 64)]
+        [166.4, 98.1, 29.9]
+    """
+    check_count("fastv_keep_for", "layer", layer, layers - 1, lowest=0)
+    keep = (average * layers - n * layer) / (layers - layer)
+    _reachable("fastv_keep_for", average, n * layer / layers, n)
+    return keep
+
+
+def pyramiddrop_ratio_for(average: float, *, layers: int, stage_layers: Sequence[int] = (8, 16, 24), n: int) -> float:
+    r"""The ratio $\lambda$ for which shares $\lambda, \lambda^2, \dots$ at the given layers meet a layer average.
+
+    Args:
+        average: the wanted mean over layers.
+        layers: number of decoder layers.
+        stage_layers: first layer of each stage.
+        n: visual tokens of the image.
+
+    Raises:
+        ValueError: when the average is out of reach, as 128 and 64 are for the authors' layers.
+
+    Examples:
+        >>> round(pyramiddrop_ratio_for(192, layers=32, n=576), 3)
+        0.253
+        >>> pyramiddrop_ratio_for(128, layers=32, n=576)
+        Traceback (most recent call last):
+        ValueError: pyramiddrop_ratio_for: a layer average of 128 is out of reach: it must be from 144 to 576; ...
+    """
+    _reachable("pyramiddrop_ratio_for", average, n * stage_layers[0] / layers, n)
+    lengths = [end - start for start, end in zip((0, *stage_layers), (*stage_layers, layers), strict=True)]
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        reached = n * sum(length * middle**stage for stage, length in enumerate(lengths)) / layers
+        low, high = (low, middle) if reached > average else (middle, high)
+    return (low + high) / 2
+
+
+def tome_merges_for(keep: int, *, n: int, layers: int) -> float:
+    """Merges per tower layer (ToMe's r) that leave `keep` patches after `layers` layers.
+
+    Examples:
+        >>> tome_merges_for(192, n=576, layers=24), round(tome_merges_for(64, n=576, layers=23), 1)
+        (16.0, 22.3)
+    """
+    check_count("tome_merges_for", "keep", keep, n)
+    return (n - keep) / layers
+
+
+def _reachable(owner: str, average: float, lowest: float, highest: float) -> None:
+    if not lowest <= average <= highest:
+        raise ValueError(
+            f"{owner}: a layer average of {average:g} is out of reach: it must be from {lowest:g} to {highest:g}; "
+            "drop at an earlier layer or ask for more"
+        )
