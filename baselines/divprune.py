@@ -17,6 +17,7 @@ count from the ratio, `round(ratio * n)` with halves to even (`divprune_count`);
 O(n^2 d + n k): the running minimum is updated, where the program gathers rows again at each step.
 """
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -29,7 +30,9 @@ from tokenprune.budget import Keep
 from tokenprune.strategy import PruningStrategy, set_keep
 from tokenprune.tokens import Selection, Tokens
 
-__all__ = ["DivPrune", "cosine_distance", "divprune", "divprune_count"]
+__all__ = ["DivPrune", "cosine_distance", "divprune", "divprune_count", "max_min"]
+
+_ENTRIES = 2**27  # of distance matrices held at once: half a gigabyte in float32
 
 
 def divprune_count(n: int, ratio: float) -> int:
@@ -69,24 +72,34 @@ def divprune(x: Float[Tensor, "n d"], keep: int, *, official: bool = False) -> I
         >>> divprune(torch.ones(4, 2), 3), divprune(torch.ones(4, 2), 3, official=True)
         (tensor([0, 1, 2]), tensor([0, 0, 0]))
     """
-    n = x.shape[0]
-    check_count("divprune", "keep", keep, n)
-    distance = cosine_distance(x, official=official)
-    picks = torch.zeros(keep, dtype=torch.int64, device=x.device)
+    check_count("divprune", "keep", keep, x.shape[0])
+    return max_min(cosine_distance(x, official=official)[None], keep, official=official)[0]
+
+
+def max_min(distance: Float[Tensor, "b n n"], keep: int, *, official: bool = False) -> Int[Tensor, "b k"]:
+    """Greedy max-min selection on distance matrices, several images side by side; see `divprune`.
+
+    Examples:
+        >>> max_min(torch.tensor([[[0.0, 1.0, 5.0], [1.0, 0.0, 4.0], [5.0, 4.0, 0.0]]]), 2)
+        tensor([[2, 0]])
+    """
+    batch, n, _ = distance.shape
+    picks = torch.zeros((batch, keep), dtype=torch.int64, device=distance.device)
     if n == 1:
         return picks
     if official:
-        lonely = distance.topk(2, dim=0, largest=False).values[1]
+        score = distance.topk(2, dim=1, largest=False).values[:, 1]
     else:
-        lonely = distance.clone().fill_diagonal_(torch.inf).amin(0)
-    nearest = torch.full_like(lonely, torch.inf)
-    score = lonely
+        own = torch.eye(n, dtype=torch.bool, device=distance.device)
+        score = distance.masked_fill(own, torch.inf).amin(1)
+    nearest = torch.full_like(score, torch.inf)
+    image = torch.arange(batch, device=distance.device)
     for step in range(keep):
-        pick = score.argmax()
-        picks[step] = pick
-        nearest = torch.minimum(nearest, distance.index_select(0, pick[None])[0])
+        pick = score.argmax(1)
+        picks[:, step] = pick
+        nearest = torch.minimum(nearest, distance[image, pick])
         if not official:
-            nearest.index_fill_(0, pick[None], -torch.inf)
+            nearest[image, pick] = -torch.inf
         score = nearest
     return picks
 
@@ -126,7 +139,24 @@ class DivPrune(PruningStrategy):
         return None if self.official else super().requested(tokens)
 
     def _select(self, tokens: Tokens) -> Selection:
-        budget = PruningStrategy.requested(self, tokens)
-        order = divprune(tokens.visual, min(budget or 1, tokens.n), official=self.official)
-        indices = order.unique()
-        return Selection(indices=indices, total=tokens.n, order=None if self.official else order)
+        return self._select_batch([tokens])[0]
+
+    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        # Images of one size are picked from side by side; each has its own matrix product, so that rounding, and with
+        # it the answer, is that of the image alone.
+        selections: dict[int, Selection] = {}
+        groups: dict[tuple[int, int, torch.dtype, torch.device], list[int]] = {}
+        for i, tokens in enumerate(batch):
+            keep = min(PruningStrategy.requested(self, tokens) or 1, tokens.n)
+            kind = (tokens.n, keep, working(tokens.visual[:0]).dtype, tokens.visual.device)
+            groups.setdefault(kind, []).append(i)
+        for (n, keep, *_), members in groups.items():
+            step = max(1, _ENTRIES // (n**2))
+            for part in (members[start : start + step] for start in range(0, len(members), step)):
+                distance = [cosine_distance(batch[i].visual, official=self.official) for i in part]
+                orders = max_min(torch.stack(distance), keep, official=self.official)
+                for i, order in zip(part, orders, strict=True):
+                    kept = order.unique() if self.official else order.sort().values
+                    shown = None if self.official else order
+                    selections[i] = Selection(indices=kept, total=batch[i].n, order=shown)
+        return [selections[i] for i in range(len(batch))]

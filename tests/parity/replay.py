@@ -32,6 +32,7 @@ from tokenprune.baselines import (
     trim,
     visionzip,
     vispruner,
+    vtw,
 )
 from tokenprune.repmax import greedy_repmax
 
@@ -52,6 +53,7 @@ MODULES = (
     trim,
     visionzip,
     vispruner,
+    vtw,
 )
 
 

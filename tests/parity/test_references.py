@@ -13,6 +13,7 @@ import torch
 
 from tests.parity import references
 from tests.parity.replay import Array, Cores
+from tokenprune.baselines import vtw
 
 CORES = Cores(torch.float64)
 SEEDS = pytest.mark.parametrize("seed", range(5))
@@ -302,6 +303,34 @@ def test_sparsevlm_recycling(seed: int) -> None:
         agree("recycle", signs(rng, m, 4))  # equal points: densities tie, the better scored is the denser
     agree("recycle", clusters(rng, 12, 3), clusters=2)  # nearest pairs tie by construction
     agree("recycle", np.ones((15, 4)))
+
+
+def test_sparsevlm_noise_stands_in_for_the_tie_rule() -> None:
+    """Two clusters: nearest pairs tie in density, and the program's noise decides which of them is a centre."""
+    changed = 0
+    for seed in range(10):
+        rng = draw(seed)
+        features = rng.normal(size=(16, 8))
+        quiet = CORES.recycle(features, clusters=2, noise=-1e-12 * np.arange(16.0))
+        same(quiet, CORES.recycle(features, clusters=2), tolerance=1e-6)  # the rule: the better scored is the denser
+        noisy = [CORES.recycle(features, clusters=2, noise=1e-6 * rng.random(16)) for _ in range(8)]
+        changed += any(not np.allclose(run, quiet) for run in noisy)
+    assert changed > 0
+
+
+def test_vtw_takes_the_first_layer_that_changes_little() -> None:
+    rng = draw(0)
+    full = rng.normal(size=(3, 20))
+    withdrawn = [full + scale * rng.normal(size=full.shape) for scale in (1.0, 0.5, 0.01, 0.1)]
+    divergences = [float(CORES.withdrawal_kl(full, logits)) for logits in withdrawn]
+    naive = []
+    for logits in withdrawn:
+        pairs = [(references.softmax(a), references.softmax(b)) for a, b in zip(full, logits, strict=True)]
+        naive.append(np.mean([np.sum(p * np.log(p / q)) for p, q in pairs]))
+    np.testing.assert_allclose(divergences, naive, rtol=1e-9)
+    assert vtw.withdrawal_layer(divergences, 0.01) == 7
+    with pytest.raises(ValueError, match="no layer reaches eta=0"):
+        vtw.withdrawal_layer(divergences, 0.0)
 
 
 def test_sparsevlm_stage_merges_what_it_recycles() -> None:
