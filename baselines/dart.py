@@ -37,13 +37,13 @@ class DartTokens(NamedTuple):
         retained: int64 (k,), image tokens counted from the first one, ascending.
         pivot_image: int64 (p,), absolute positions, by falling norm.
         pivot_text: int64 (t,), absolute positions, by falling norm.
-        pivot_order: absolute positions in the order in which pivots claimed.
+        pivot_order: int64 (p + t,), absolute positions in the order in which pivots claimed.
     """
 
     retained: Int[Tensor, " k"]
     pivot_image: Int[Tensor, " p"]
     pivot_text: Int[Tensor, " t"]
-    pivot_order: list[int]
+    pivot_order: Int[Tensor, " r"]
 
 
 def dart_per_pivot(
@@ -136,10 +136,8 @@ def dart(
         keys, image_start=image_start, n_image=n_image, pivot_image=pivot_image, pivot_text=pivot_text
     )
     pivots = torch.cat([image, text])
-    positions: list[int] = pivots.tolist()
     if official:
-        positions = list(set(positions))
-        pivots = torch.tensor(positions, dtype=torch.int64, device=image.device)
+        pivots = torch.tensor(list(set(pivots.tolist())), dtype=torch.int64, device=image.device)
     rows = unit(normed_hidden)
     unlikeness = -(rows[pivots] @ rows[image_start : image_start + n_image].T)
     claimed = torch.zeros(n_image, dtype=torch.bool, device=image.device).index_fill(0, image - image_start, True)
@@ -150,4 +148,4 @@ def dart(
         free -= take
     kept = n_image - free
     retained = claimed.int().sort(descending=True, stable=True).indices[:kept].sort().values
-    return DartTokens(retained, image, text, positions)
+    return DartTokens(retained, image, text, pivots)
