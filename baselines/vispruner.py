@@ -57,14 +57,13 @@ def weed_duplicates(
     if keep == 0:
         return ranked[:, :0]
     rows = unit(features)
-    width = (-1, -1, rows.shape[-1])
+    cosines = rows @ rows.transpose(1, 2)  # once: every round reads a part of it
+    image = torch.arange(ranked.shape[0], device=ranked.device)[:, None, None]
     left = ranked
     while left.shape[1] > keep:
         a, b = left[:, ::2], left[:, 1::2]
         drop = min(per_round, left.shape[1] - keep, a.shape[1])
-        rows_a = rows.gather(1, a[..., None].expand(width))
-        rows_b = rows.gather(1, b[..., None].expand(width))
-        likeness = (rows_a @ rows_b.transpose(1, 2)).amax(-1)
+        likeness = cosines[image, a[:, :, None], b[:, None, :]].amax(-1)
         order = likeness.sort(dim=-1, descending=True, stable=True).indices
         left = torch.cat([a.gather(1, order[:, drop:]), b], dim=1)
     return left
