@@ -119,7 +119,7 @@ class Certificate:
         ):
             claimed = getattr(self, name)
             allowed = _TOLERANCE * abs(recomputed) + 4.0 * problem.slack / problem.pairs
-            if not abs(claimed - recomputed) <= allowed:  # also catches NaN
+            if not (np.isfinite(recomputed) and abs(claimed - recomputed) <= allowed):  # a NaN claim fails too
                 found.append(f"{owner}: {name} is {recomputed!r}, the certificate says {claimed!r}")
         if not self.value <= self.upper_bound:
             found.append(f"{owner}: value {self.value!r} exceeds upper_bound {self.upper_bound!r}")

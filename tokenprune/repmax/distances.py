@@ -100,7 +100,10 @@ def _distances(points: Array, distance: DistanceOrMatrix) -> Array:
     # A power of two keeps the squares inside the float64 range and changes no digit.
     exponent = int(np.frexp(np.abs(points).max(initial=0.0))[1])
     squares = _squared(np.ldexp(points, -exponent))
-    return np.ldexp(squares, 2 * exponent) if distance == "sqeuclidean" else np.ldexp(np.sqrt(squares), exponent)
+    with np.errstate(over="ignore"):  # infinity is reported by the caller
+        if distance == "sqeuclidean":
+            return np.ldexp(squares, 2 * exponent)
+        return np.ldexp(np.sqrt(squares), exponent)
 
 
 def _distinct(points: Array, *, zeros_are_equal: bool) -> tuple[list[int], NDArray[np.int64]]:
