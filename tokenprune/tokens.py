@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -96,7 +96,7 @@ class Tokens:
         """int64 (n,): original index of each row."""
         return torch.arange(self.n, device=self.visual.device) if self.index is None else self.index
 
-    def take(self, rows: Int[Tensor, " k"], *, features: Float[Tensor, "k d"] | None = None) -> Self:
+    def take(self, rows: Int[Tensor, " k"], *, features: Float[Tensor, "k d"] | None = None) -> "Tokens":
         """The same image with only the given rows, in that order; `features` replaces them (merging methods).
 
         Args:
