@@ -131,15 +131,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(comparison: "Comparison", *, kinds: bool) -> None:
-    from tokenprune.cli.tables import kind_tables, legend, result_tables
+    from tokenprune.cli.tables import kind_table, legend, result_tables
 
     console = make_console(least=130)
     if comparison.rows:
         for table in result_tables(comparison.rows, console):
             console.print(table)
             console.print()
-        for table in kind_tables(comparison.rows) if kinds else ():
-            console.print(table)
+        if kinds:
+            console.print(kind_table(comparison.rows))
             console.print()
         for text in (legend(comparison.rows), comparison.footer):
             console.print(text, style="dim", markup=False)

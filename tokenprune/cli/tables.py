@@ -22,21 +22,23 @@ def result_tables(rows: Sequence[Row], console: "Console") -> "Iterator[Table]":
         yield _table(rows, answers=False, times=True)
 
 
-def kind_tables(rows: Sequence[Row]) -> "Iterator[Table]":
-    """Accuracy by kind of question: one table per budget, a line per kind, a column per method."""
+def kind_table(rows: Sequence[Row]) -> "Table":
+    """Accuracy by kind of question: a line per method and budget, a column per kind."""
     from rich import box
     from rich.table import Table
 
-    dense = rows[0]
-    for keep, group in groupby(rows[1:], key=lambda row: row.keep):
-        members = [dense, *group]
-        title = "Accuracy % by kind" if keep is None else f"Accuracy % by kind at {show_budget(keep)}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for header in ("Kind", *(row.method for row in members)):
-            table.add_column(header, justify="left" if header == "Kind" else "right", overflow="fold")
-        for kind in dense.kinds:
-            table.add_row(kind or "(none)", *(f"{100 * row.kinds[kind]:.0f}" for row in members))
-        yield table
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    longest = max(len(row.method) for row in rows)
+    table.add_column("Accuracy %\nby kind", overflow="fold", min_width=min(longest, 16), max_width=36)
+    table.add_column("Tokens", justify="right", no_wrap=True)
+    for kind in rows[0].kinds:
+        # Long names break at their underscores, so that the columns stay as narrow as the numbers allow.
+        table.add_column("\n".join((kind or "(none)").split("_")), justify="right", overflow="fold")
+    for _, group in groupby(rows, key=lambda row: repr(row.keep)):
+        for row in group:
+            table.add_row(row.method, _tokens(row), *(f"{100 * value:.0f}" for value in row.kinds.values()))
+        table.add_section()
+    return table
 
 
 def _table(rows: Sequence[Row], *, answers: bool, times: bool) -> "Table":

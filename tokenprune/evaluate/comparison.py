@@ -112,7 +112,8 @@ def compare(
     )
     runner.check([cell.strategy for cell in cells if cell.strategy is not None])
     config = configuration(settings, loaded, data, samples)
-    name = _slug(f"{Path(loaded.name).name}-{Path(data).name}" if loaded.name != data else data)
+    model_name, data_name = Path(loaded.name).name, Path(data).name
+    name = _slug(data_name if data_name.startswith(model_name) else f"{model_name}-{data_name}")
     folder = RunFolder.open(out, name, config, fresh=fresh, need_bytes=_expected_bytes(len(cells), samples))
     reused = sum(folder.has_cell(cell.id) for cell in cells)
     started = _now()

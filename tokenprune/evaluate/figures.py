@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours: told apart by readers with any colour vision, and in grey by their markers.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+_LABEL = 46  # characters of a legend entry before it breaks
 _CONTROLS = {REFERENCE: ("#555555", "o"), "uniform_grid": ("#808080", "s"), "grid_pool": ("#A0A0A0", "D")}
 STYLE = {
     "font.size": 9,
@@ -46,15 +47,20 @@ def accuracy_figure(rows: Sequence[Row], *, footer: str = "") -> bytes:
     if not pruned:
         raise ValueError("accuracy_figure: there is no pruned row to draw; run at least one strategy")
     with need("matplotlib").rc_context(STYLE):
-        figure = need("matplotlib.figure").Figure(figsize=(10, 4.6), dpi=200, layout="constrained")
-        left, right = figure.subplots(1, 2)
         methods = list(dict.fromkeys(row.method for row in pruned))
+        longest = min(_LABEL, max(len(method) for method in methods))
+        columns = max(1, min(4, 130 // (longest + 8)))
+        lines = sum(len(textwrap.wrap(method, _LABEL)) for method in methods) / columns
+        # 4.6 inches hold a legend of two lines; more lines make the figure higher, not the panels lower.
+        height = 4.6 + 0.22 * max(0.0, lines - 2)
+        figure = need("matplotlib.figure").Figure(figsize=(10, height), dpi=200, layout="constrained")
+        left, right = figure.subplots(1, 2)
         looks = _looks(methods)
         _draw_accuracy(left, rows, pruned, methods, looks)
         _draw_difference(right, pruned, methods, looks)
         for axes in (left, right):
             _token_axis(axes, pruned)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.6)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=columns, columnspacing=1.6)
         if footer:
             figure.supxlabel("\n".join(textwrap.wrap(footer, 190)), fontsize=6.5, color="#666666")
         return to_png(figure)
@@ -77,8 +83,8 @@ def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
             looks[method]["markerfacecolor"] = "white"
         else:
             # The last method is the one under study as a rule: it gets the first colour.
-            place = (len(own) - 1 - own.index(method)) % len(_COLOURS)
-            look = {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": "-"}
+            turn, place = divmod(len(own) - 1 - own.index(method), len(_COLOURS))
+            look = {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": ("-", "-.", ":")[turn % 3]}
             looks[method] = {**look, "linewidth": 1.8, "markersize": 5}
     return looks
 
@@ -95,7 +101,9 @@ def _draw_accuracy(
     for method in methods:
         own = sorted((row for row in pruned if row.method == method), key=lambda row: row.tokens_out)
         x, y = [row.tokens_out for row in own], [100 * row.accuracy.value for row in own]
-        label = f"{method} ({own[0].seeds} seeds, ±1 sd)" if own[0].seed_sd is not None else method
+        label = "\n".join(textwrap.wrap(method, _LABEL))
+        if own[0].seed_sd is not None:
+            label += f" ({own[0].seeds} seeds, ±1 sd)"
         axes.plot(x, y, label=label, **looks[method])
         if own[0].seed_sd is not None:
             sd = [100 * (row.seed_sd or 0.0) for row in own]
@@ -125,6 +133,9 @@ def _draw_difference(
 
 def _token_axis(axes: "Axes", pruned: Sequence[Row]) -> None:
     axes.set_xscale("log", base=2)
+    counts = [row.tokens_out for row in pruned]
+    if max(counts) < 1.5 * min(counts):  # one budget: do not let the axis zoom in on rounding
+        axes.set_xlim(min(counts) / 1.35, max(counts) * 1.35)
     # GridPool keeps fewer than asked for; a tick stands where the other methods are.
     ticks: dict[str, float] = {}
     for row in pruned:

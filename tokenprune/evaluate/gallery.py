@@ -51,17 +51,19 @@ def gallery(columns: Sequence[Column], rows: Sequence[str], *, title: str = "", 
     if not columns or any(len(column.answers) != len(rows) for column in columns):
         raise ValueError(f"gallery: need one or more columns with {len(rows)} answers each, got {len(columns)} columns")
     with need("matplotlib").rc_context(STYLE):
+        labels = ["\n".join(textwrap.wrap(label, 20, break_long_words=False)) for label in rows]
+        # Inches: the pictures, and beside them a margin as wide as the longest line of a label.
+        margin = 0.35 + 0.088 * max(len(line) for label in labels for line in label.split("\n"))
         figure = need("matplotlib.figure").Figure(
-            figsize=(1.75 * len(columns) + 1.5, 2.02 * len(rows) + 0.8), dpi=170, layout="constrained"
+            figsize=(1.75 * len(columns) + margin, 2.0 * len(rows) + 0.9), dpi=170, layout="constrained"
         )
         figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
-        for row, label in enumerate(rows):
+        for row, label in enumerate(labels):
             for place, column in enumerate(columns):
                 _draw(grid[row, place], column, column.answers[row])
-            text = "\n".join(textwrap.wrap(label, 18, break_long_words=False))
             grid[row, 0].set_ylabel(
-                text, rotation=0, ha="right", va="center", labelpad=8, fontsize=9, fontweight="bold"
+                label, rotation=0, ha="right", va="center", labelpad=8, fontsize=9, fontweight="bold"
             )
         for place, column in enumerate(columns):
             question = "\n".join(textwrap.wrap(column.question.replace(" ?", "?"), 26))

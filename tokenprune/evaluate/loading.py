@@ -94,7 +94,8 @@ def load(name: str = BUNDLED, *, device: str = "auto", dtype: str = "auto", atte
         )
         processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"--model {name}: {_first_line(error)}") from error
+        way_out = "give a folder written by save_pretrained, or a hub id with a connection or a filled cache"
+        raise ValueError(f"--model {name}: {_first_line(error).rstrip('.')}; {way_out}") from error
     model.eval().to(place)
     adapter_for(model)  # refuses families that are not supported, before any work
     return LoadedModel(
