@@ -84,13 +84,22 @@ def find_strategy(name: str, known: Mapping[str, type[PruningStrategy]] | None =
     Raises:
         ValueError: when nothing is called so; the message suggests the nearest names.
     """
-    choices = strategies() | dict(known or {})
-    by_class = {cls.__name__: cls for cls in choices.values()}
-    if name in choices or name in by_class:
-        return choices.get(name) or by_class[name]
-    near = get_close_matches(name, [*choices, *by_class], n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(choices))}"
+    # Installed packages are asked only when nothing here has that name: reading all entry points takes milliseconds.
+    here = builtin_strategies() | _registered | dict(known or {})
+    found = _called(name, here)
+    if found is not None:
+        return found
+    everything = strategies() | here
+    found = _called(name, everything)
+    if found is not None:
+        return found
+    near = get_close_matches(name, [*everything, *(cls.__name__ for cls in everything.values())], n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(everything))}"
     raise ValueError(f"no strategy is called {name!r}; {hint} (`tokenprune strategies` lists them all)")
+
+
+def _called(name: str, choices: Mapping[str, type[PruningStrategy]]) -> type[PruningStrategy] | None:
+    return choices.get(name) or next((cls for cls in choices.values() if cls.__name__ == name), None)
 
 
 def _is_strategy(value: object) -> bool:
