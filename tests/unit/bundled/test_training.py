@@ -22,6 +22,7 @@ TINY = Recipe(
     symbolic=(SymbolicStage(Stage("symbolic-16", 2, 1e-3), visible=16, per_card=1, batch=2, hint=1.0, growing=True),),
     projector=Stage("projector", 2, 1e-3),
     joint=Stage("joint", 2, 1e-3),
+    settle=Stage("settle", 2, 1e-3),
     scenes=2,
     questions=3,
     check=2,
@@ -39,7 +40,7 @@ def test_the_recipe_runs_resumes_and_saves_a_model_that_loads(tmp_path: Path, mo
     assert sum(parameter.numel() for parameter in model.parameters()) < 4_000_000
     transformers.AutoProcessor.from_pretrained(folder)
     rows = (folder / "training_log.csv").read_text(encoding="utf-8").splitlines()
-    assert {row.split(",")[0] for row in rows[1:]} == {"symbolic-16", "vision-4", "projector", "joint"}
+    assert {row.split(",")[0] for row in rows[1:]} == {"symbolic-16", "vision-4", "projector", "joint", "settle"}
     assert (folder / "training_curve.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,7 +1,8 @@
-"""Stage "joint": everything is trained together on images and questions.
+"""Stages "joint" and "settle": everything is trained together on images and questions.
 
 The language model is frozen for the first steps (otherwise it forgets what it learnt from symbolic scenes while the
-tokens are still off), and the losses of the earlier stages stay on, small.
+tokens are still off), and the losses of the earlier stages stay on, small. The last stage, short, also makes the norms
+of visual tokens equal.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from tokenprune.bundled.questions import KINDS, ask
 from tokenprune.bundled.training.packing import answer_loss, pack, predict
-from tokenprune.bundled.training.projector import alignment_loss, scene_words
+from tokenprune.bundled.training.projector import alignment_loss, norm_loss, scene_words
 from tokenprune.bundled.training.symbolic import (
     accuracy_by_kind,
     draw_questions,
@@ -41,8 +42,19 @@ def joint_loss(
     *,
     scenes: int,
     questions: int,
+    equal_norms: float = 0.0,
 ) -> tuple[Tensor, Mapping[str, float]]:
-    """Loss on fresh training scenes with questions, all 256 visual tokens present."""
+    """Loss on fresh training scenes with questions, all 256 visual tokens present.
+
+    Args:
+        model: the model.
+        heads: the read-outs of the vision stages.
+        rng: source of randomness.
+        progress: how much of the stage is done, 0 to 1.
+        scenes: scenes per step.
+        questions: questions per scene.
+        equal_norms: weight of ``projector.norm_loss``.
+    """
     drawn = draw_scenes(rng, scenes)
     asked = [draw_questions(cards, questions, rng, OTHERS) for cards, _ in drawn]
     batch = windows(drawn, 16, 1, rng)
@@ -54,6 +66,8 @@ def joint_loss(
     logits = predict(model, tokens, packed)
     loss = answer_loss(logits, packed)
     loss = loss + 0.3 * alignment + 0.2 * auxiliary["digit"] + 0.1 * auxiliary["colour"] + 0.1 * auxiliary["image"]
+    if equal_norms > 0.0:
+        loss = loss + equal_norms * norm_loss(tokens, word_embeddings(model))
     frozen = progress < FROZEN_SHARE
     for parameter in text_parameters(model):
         # A gradient still flows through the frozen layers to the tokens.

@@ -22,6 +22,7 @@ from tokenprune.bundled.training.symbolic import (
     patch_targets,
     patch_words,
     word_embeddings,
+    word_norm,
 )
 from tokenprune.bundled.training.vision import draw_scenes, tower_features, windows
 from tokenprune.bundled.vocabulary import BACKGROUND, IDS
@@ -62,6 +63,16 @@ def alignment_loss(tokens: Tensor, embeddings: Tensor, words: Tensor) -> tuple[T
         if name != "region":
             figures[f"align_{name}"] = float((logits.detach()[card].argmax(-1) == goal[card]).float().mean())
     return loss, figures
+
+
+def norm_loss(tokens: Tensor, embeddings: Tensor) -> Tensor:
+    """Mean squared relative distance of the norms of tokens (b, n, d) from the mean norm of a word.
+
+    Left alone, tokens of cards end up a little longer than the others. That is enough for a score such as
+    ``-||v - m||^2`` to follow norms more than what a token shows.
+    """
+    goal = word_norm(embeddings)
+    return (tokens.norm(dim=-1) / goal - 1.0).square().mean()
 
 
 def scene_words(scenes: Sequence[tuple[Sequence[Card], object]]) -> Tensor:

@@ -63,7 +63,9 @@ class Recipe:
         symbolic: lengths of symbolic scenes for the language model, in order.
         projector: settings of the alignment of the projector.
         joint: settings of the joint training.
-        scenes: scenes per step in the last two.
+        settle: settings of the last stage, joint training with equal norms.
+        equal_norms: weight of equal norms in that stage.
+        scenes: scenes per step in the last three.
         questions: questions per scene.
         check: validation scenes per evaluation.
     """
@@ -72,6 +74,8 @@ class Recipe:
     symbolic: tuple[SymbolicStage, ...]
     projector: Stage
     joint: Stage
+    settle: Stage
+    equal_norms: float = 20.0
     scenes: int = 12
     questions: int = 10
     check: int = 60
@@ -102,6 +106,7 @@ FULL: Final = Recipe(
     ),
     projector=Stage("projector", 150, 3e-3),
     joint=Stage("joint", 1000, 8e-4),
+    settle=Stage("settle", 300, 3e-4),
 )
 """The recipe of the committed weights."""
 
@@ -132,7 +137,8 @@ def train(folder: Path, seed: int, recipe: Recipe = FULL, only: str | None = Non
         run.symbolic()
     if only is None:
         run.projector()
-        run.joint()
+        run.joint(recipe.joint, 0.0)
+        run.joint(recipe.settle, recipe.equal_norms)
         export(run.model, folder)
     return folder / "model"
 
@@ -179,10 +185,17 @@ class _Run:
         check = partial(joint_accuracy, self.model, scenes=self.recipe.check)
         self.run(self.recipe.projector, self.bridge, [(list(self.bridge.parameters()), 1.0)], loss, evaluate=check)
 
-    def joint(self) -> None:
-        loss = partial(joint_loss, self.model, self.heads, scenes=self.recipe.scenes, questions=self.recipe.questions)
+    def joint(self, stage: Stage, equal_norms: float) -> None:
+        loss = partial(
+            joint_loss,
+            self.model,
+            self.heads,
+            scenes=self.recipe.scenes,
+            questions=self.recipe.questions,
+            equal_norms=equal_norms,
+        )
         check = partial(joint_accuracy, self.model, scenes=self.recipe.check)
         everything = nn.ModuleDict({"model": self.model, "heads": self.heads})
         # The tower has been trained longest and changes least.
         groups = [(list(self.sight.parameters()), 0.5), ([*self.language.parameters(), *self.bridge.parameters()], 1.0)]
-        self.run(self.recipe.joint, everything, groups, loss, evaluate=check)
+        self.run(stage, everything, groups, loss, evaluate=check)

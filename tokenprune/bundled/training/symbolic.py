@@ -52,6 +52,11 @@ def word_embeddings(model: LlavaForConditionalGeneration) -> Tensor:
     return embeddings
 
 
+def word_norm(embeddings: Tensor) -> Tensor:
+    """Mean norm of the embeddings of proper words, a scalar without gradient."""
+    return embeddings.detach().norm(dim=-1)[len(SPECIAL) :].mean()
+
+
 def patch_targets(embeddings: Tensor, words: Tensor) -> Tensor:
     """Embedding that a patch should have: the sum of its words, with the mean norm of a word.
 
@@ -65,8 +70,7 @@ def patch_targets(embeddings: Tensor, words: Tensor) -> Tensor:
     Returns:
         (..., d)
     """
-    norm = embeddings.detach().norm(dim=-1)[len(SPECIAL) :].mean()
-    return norm * nn.functional.normalize(embeddings[words].sum(dim=-2), dim=-1)
+    return word_norm(embeddings) * nn.functional.normalize(embeddings[words].sum(dim=-2), dim=-1)
 
 
 def draw_questions(cards: Sequence[Card], count: int, rng: np.random.Generator, others: float = 1.0) -> list[Question]:
