@@ -7,6 +7,7 @@ import time
 
 # In the order in which they run; each module has `main() -> int`: 0 done, 2 its input is not here.
 BENCHMARKS = {
+    "compare": "benchmarks.compare_bundled",
     "parity": "benchmarks.parity_table",
 }
 
@@ -17,8 +18,11 @@ MISSING = 2
 def main(argv: list[str] | None = None) -> int:
     """Run all benchmarks, or those named."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="which (default: all)")
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(BENCHMARKS)} (default: all)")
     names = parser.parse_args(argv).names or list(BENCHMARKS)
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     worst = 0
     for name in names:
         print(f"== {name}", flush=True)
