@@ -12,6 +12,7 @@ MODULES = (
     "tokenprune.repmax",
     "tokenprune.models",
     "tokenprune.baselines",
+    "tokenprune.analysis",
     "tokenprune.evaluate",
     "tokenprune.bundled",
     "tokenprune.testing",

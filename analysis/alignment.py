@@ -1,0 +1,247 @@
+"""Does stage 1 read the question? Alignment scores against norms, other questions and annotated objects."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from tokenprune.alignment import MIAlignment, top_k
+from tokenprune.analysis.images import AnalysedImage
+from tokenprune.analysis.intervals import show, summarise
+from tokenprune.analysis.score_parts import split_score
+from tokenprune.evaluate.statistics import Interval
+from tokenprune.tokens import Tokens
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentMeasures:
+    """What stage 1 goes by on one image. Shares are in [0, 1] unless said otherwise; NaN means not defined here.
+
+    Attributes:
+        norm_share: share of the score's variance that comes from the norm part (see `ScoreParts.variance_shares`);
+            defined for the default score (metric="sqeuclidean", reduce="mean") alone.
+        text_share: the rest, from the text part.
+        norm_correlation: Spearman's rank correlation of the score with "smallest norm first".
+        norm_overlap: share of the dropped tokens that dropping the largest norms would drop too.
+        dropped_share: share of the tokens dropped: what `norm_overlap` would be by chance.
+        question_correlation: Spearman's correlation of the scores under two questions, mean over the other questions.
+        question_change: share of the dropped set that is kept when the question is replaced by another one, mean over
+            the other questions. 0: the question does not matter.
+        question_change_kept: the same for the kept set.
+        norm_ratio: mean norm of the visual tokens over mean norm of the text tokens.
+        object_share: share of the tokens that lie on annotated objects: what the next two would be by chance.
+        object_dropped: share of the dropped tokens that lie on objects.
+        object_dropped_by_norm: the same when the largest norms are dropped instead.
+        object_dropped_by_text: the same when the smallest text parts are dropped instead.
+        object_norm_ratio: mean squared norm of tokens on objects over that of the others.
+    """
+
+    norm_share: float
+    text_share: float
+    norm_correlation: float
+    norm_overlap: float
+    dropped_share: float
+    question_correlation: float
+    question_change: float
+    question_change_kept: float
+    norm_ratio: float
+    object_share: float
+    object_dropped: float
+    object_dropped_by_norm: float
+    object_dropped_by_text: float
+    object_norm_ratio: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AlignmentReport:
+    """`AlignmentMeasures` over a data set.
+
+    Attributes:
+        strategy: the stage that was looked at.
+        ids: the images.
+        images: one entry per image.
+        means: by name of a measure, its mean over images with a 95% interval.
+    """
+
+    strategy: MIAlignment
+    ids: tuple[str, ...]
+    images: tuple[AlignmentMeasures, ...]
+    means: Mapping[str, Interval]
+
+    @property
+    def explanation(self) -> tuple[str, ...]:
+        """What was found, in sentences with numbers."""
+        mean = self.means
+        found = []
+        if mean["norm_share"].units:
+            found.append(
+                f"Of the score's variance {show(mean['norm_share'], percent=True)} comes from the norms of the visual "
+                f"tokens and {show(mean['text_share'], percent=True)} from the text."
+            )
+        found.append(
+            f"Rank correlation with 'smallest norm first': {show(mean['norm_correlation'])}. Of the dropped tokens, "
+            f"{show(mean['norm_overlap'], percent=True)} are the largest norms "
+            f"({show(mean['dropped_share'], percent=True).split(' ')[0]} by chance)."
+        )
+        if mean["question_change"].units:
+            found.append(
+                f"Another question changes {show(mean['question_change'], percent=True)} of what is dropped and "
+                f"{show(mean['question_change_kept'], percent=True)} of what is kept."
+            )
+        if mean["object_dropped"].units:
+            found.append(
+                f"Of the dropped tokens, {show(mean['object_dropped'], percent=True)} lie on objects, which are "
+                f"{show(mean['object_share'], percent=True)} of all tokens; dropping by norm alone "
+                f"{show(mean['object_dropped_by_norm'], percent=True)}, by the text part alone "
+                f"{show(mean['object_dropped_by_text'], percent=True)}. The squared norm of object tokens is "
+                f"{show(mean['object_norm_ratio'])} times that of the others."
+            )
+        return tuple(found)
+
+    def plot(self, ax: "Axes") -> "Axes":
+        """The shares with their intervals, and what chance would give as a cross."""
+        names = {
+            "norm_share": "score variance from norms",
+            "norm_correlation": "rank correlation with small norm",
+            "norm_overlap": "dropped: also by norm alone",
+            "question_change": "dropped: changes with the question",
+            "object_dropped": "dropped: on objects",
+            "object_dropped_by_norm": "dropped by norm alone: on objects",
+            "object_dropped_by_text": "dropped by text alone: on objects",
+        }
+        chance = {name: "object_share" for name in names if name.startswith("object")}
+        chance["norm_overlap"] = "dropped_share"
+        drawn = [name for name in names if self.means[name].units]
+        for y, name in enumerate(drawn):
+            value = self.means[name]
+            ends = [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
+            ax.errorbar(value.value, y, xerr=np.nan_to_num(ends), fmt="o", color="#0072B2", capsize=3)
+            if name in chance:
+                label = None if ax.get_legend_handles_labels()[0] else "by chance"
+                ax.plot(self.means[chance[name]].value, y, "x", color="#555555", label=label)
+        ax.axvline(0.0, color="#999999", linewidth=0.8)
+        ax.set_yticks(range(len(drawn)), [names[name] for name in drawn])
+        ax.invert_yaxis()
+        ax.set_xlabel("share or correlation, mean over images with 95% interval")
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="best")
+        return ax
+
+
+def measure_alignment(image: AnalysedImage, strategy: MIAlignment) -> AlignmentMeasures:
+    """What `strategy` goes by on one image.
+
+    Args:
+        image: its tokens need a text; `others` and `objects` are used when they are there.
+        strategy: the stage to look at; its `keep` must drop at least one token and keep one.
+
+    Raises:
+        ValueError: when the stage drops nothing, or the text is missing.
+    """
+    tokens, n = image.tokens, image.tokens.n
+    selection = strategy.select(tokens)
+    dropped = _dropped(selection.indices, n)
+    count = int(dropped.sum())
+    if count == 0:
+        raise ValueError(
+            f"measure_alignment: {strategy!r} drops none of the {n} tokens of image {image.id!r}; choose a smaller keep"
+        )
+    text = _text(tokens, strategy)
+    parts = split_score(tokens.visual, text)
+    by_norm, by_text = (_dropped(top_k(part, selection.kept)[0], n) for part in (parts.norm, parts.text))
+    default = strategy.metric == "sqeuclidean" and strategy.reduce == "mean"
+    shares = parts.variance_shares if default else (_NAN, _NAN)
+    scores = _scores(selection.scores)
+    correlations, changes = [], []
+    for other in image.others:
+        swapped = strategy.select(other)
+        correlations.append(rank_correlation(scores, _scores(swapped.scores)))
+        changes.append(int((dropped & ~_dropped(swapped.indices, n)).sum()))
+    text_norm = float(text.double().norm(dim=-1).mean())
+    on, squared = image.on_object, -parts.norm
+    both_sides = bool(on.any()) and not bool(on.all())
+    annotated = bool(image.objects)
+    outside = float(squared[~on].mean()) if both_sides else 0.0
+    return AlignmentMeasures(
+        norm_share=shares[0],
+        text_share=shares[1],
+        norm_correlation=rank_correlation(scores, parts.norm),
+        norm_overlap=int((dropped & by_norm).sum()) / count,
+        dropped_share=count / n,
+        question_correlation=_mean(correlations),
+        question_change=_mean([change / count for change in changes]),
+        question_change_kept=_mean([change / selection.kept for change in changes]),
+        norm_ratio=float(squared.sqrt().mean()) / text_norm if text_norm > 0.0 else _NAN,
+        object_share=float(on.double().mean()) if annotated else _NAN,
+        object_dropped=int((dropped & on).sum()) / count if annotated else _NAN,
+        object_dropped_by_norm=int((by_norm & on).sum()) / count if annotated else _NAN,
+        object_dropped_by_text=int((by_text & on).sum()) / count if annotated else _NAN,
+        object_norm_ratio=float(squared[on].mean()) / outside if outside > 0.0 else _NAN,
+    )
+
+
+def analyse_alignment(images: Iterable[AnalysedImage], strategies: Sequence[MIAlignment]) -> list[AlignmentReport]:
+    """`measure_alignment` over a data set for several stages, in one pass over the images.
+
+    Raises:
+        ValueError: when there is no image or no strategy.
+
+    Examples:
+        >>> tokens = Tokens(torch.tensor([[1.0], [2.0], [3.0]]), text=torch.tensor([[0.0]]))
+        >>> image = AnalysedImage(id="a", tokens=tokens, objects=((2,),))
+        >>> (report,) = analyse_alignment([image], [MIAlignment(keep=2)])
+        >>> report.means["norm_correlation"].value, report.means["object_dropped"].value
+        (1.0, 1.0)
+    """
+    if not strategies:
+        raise ValueError("analyse_alignment: strategies is empty; give at least one, for example MIAlignment(0.8)")
+    ids: list[str] = []
+    rows: list[list[AlignmentMeasures]] = [[] for _ in strategies]
+    for image in images:
+        ids.append(image.id)
+        for own, strategy in zip(rows, strategies, strict=True):
+            own.append(measure_alignment(image, strategy))
+    return [
+        AlignmentReport(strategy=strategy, ids=tuple(ids), images=tuple(own), means=summarise(own, ids))
+        for strategy, own in zip(strategies, rows, strict=True)
+    ]
+
+
+def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
+    """Spearman's rank correlation; NaN when one side is constant or there are fewer than two values."""
+    first, second = a.double().cpu().numpy(), b.double().cpu().numpy()
+    if len(first) < 2 or np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
+        return _NAN
+    return float(spearmanr(first, second).statistic)
+
+
+def _dropped(kept: Int[Tensor, " k"], n: int) -> Bool[Tensor, " n"]:
+    mask = torch.ones(n, dtype=torch.bool, device=kept.device)
+    mask[kept] = False
+    return mask
+
+
+def _text(tokens: Tokens, strategy: MIAlignment) -> Float[Tensor, "m d"]:
+    if tokens.text is None:  # `select` has checked both; this tells the type checker
+        raise ValueError("measure_alignment: needs Tokens.text")
+    return tokens.text if strategy.text == "prompt" or tokens.question is None else tokens.text[tokens.question]
+
+
+def _scores(scores: Tensor | None) -> Float[Tensor, " n"]:
+    if scores is None:
+        raise ValueError("measure_alignment: the strategy gives no scores; use MIAlignment")
+    return scores
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else _NAN

@@ -1,0 +1,150 @@
+"""`AnalysedImage`: what the analyses get of one image, and where such images come from."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from tokenprune.evaluate.samples import Sample
+from tokenprune.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tokenprune.evaluate.loading import LoadedModel
+
+DEFAULT_COUNT = 60
+"""Scenes of the bundled model that an analysis looks at unless told otherwise."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AnalysedImage:
+    """One image of an analysis. Immutable.
+
+    Attributes:
+        id: names the image; results are averaged over images with different ids.
+        tokens: its visual tokens with the prompt's text, as strategies get them.
+        others: the same image with other questions, for question-swap measures.
+        objects: for each annotated object the rows of `tokens` that it covers; empty where there are no annotations.
+
+    Raises:
+        ValueError: when an object's row does not exist, or one of `others` has another number of visual tokens.
+    """
+
+    id: str
+    tokens: Tokens
+    others: tuple[Tokens, ...] = ()
+    objects: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for rows in self.objects:
+            if not rows or min(rows) < 0 or max(rows) >= self.tokens.n:
+                raise ValueError(
+                    f"AnalysedImage {self.id!r}: objects must list rows in 0..{self.tokens.n - 1}, at least one per "
+                    f"object, got {rows}; leave objects out that cover no token"
+                )
+        for other in self.others:
+            if other.n != self.tokens.n:
+                raise ValueError(
+                    f"AnalysedImage {self.id!r}: others must show the same image, but tokens has {self.tokens.n} "
+                    f"visual tokens and one of others has {other.n}"
+                )
+
+    @property
+    def on_object(self) -> Bool[Tensor, " n"]:
+        """True for the visual tokens that some object covers."""
+        mask = torch.zeros(self.tokens.n, dtype=torch.bool, device=self.tokens.visual.device)
+        mask[[row for rows in self.objects for row in rows]] = True
+        return mask
+
+
+def stream_images(
+    loaded: "LoadedModel",
+    samples: Sequence[Sample],
+    *,
+    other_questions: Mapping[str, Sequence[str]] | None = None,
+    objects: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    want: Collection[str] = (),
+) -> Iterator[AnalysedImage]:
+    """Visual tokens at the projector output for every image of a data set, one sample in memory at a time.
+
+    Args:
+        loaded: the model and its processor, from `tokenprune.evaluate.loading.load`.
+        samples: the data set. Image i of a sample with several images gets the id "sample#i".
+        other_questions: by sample id, questions to put in place of the sample's own. The pictures are encoded once.
+        objects: by sample id, for each annotated object the visual tokens that it covers (samples with one image).
+        want: further fields of `Tokens` that strategies need, for example "cls_attention".
+
+    Raises:
+        ValueError: when there is no sample, or an object does not fit the image.
+    """
+    if not samples:
+        raise ValueError("stream_images: samples is empty; give at least one sample")
+    from tokenprune.evaluate.batches import processed
+    from tokenprune.evaluate.features import take_images
+    from tokenprune.models import adapter_for, build_prompt
+
+    adapter, device, dtype = adapter_for(loaded.model), loaded.model.device, loaded.model.dtype
+
+    def on_device(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in inputs.items()
+        }
+
+    for sample in samples:
+        with torch.no_grad():
+            inputs = on_device(processed(loaded.processor, [sample]))
+            count = len(sample.images)
+            vision = adapter.encode(take_images(inputs, adapter.modality_keys, count, range(count)), want=want)
+            own = build_prompt(adapter, inputs, vision).tokens()
+            swapped = []
+            for question in (other_questions or {}).get(sample.id, ()):
+                other = on_device(processed(loaded.processor, [replace(sample, question=question)]))
+                swapped.append(build_prompt(adapter, other, vision).tokens())
+        for place, tokens in enumerate(own):
+            yield AnalysedImage(
+                id=sample.id if count == 1 else f"{sample.id}#{place}",
+                tokens=tokens,
+                others=tuple(other[place] for other in swapped),
+                objects=tuple(tuple(rows) for rows in (objects or {}).get(sample.id, ())) if count == 1 else (),
+            )
+
+
+def bundled_images(
+    loaded: "LoadedModel",
+    count: int = DEFAULT_COUNT,
+    *,
+    seed: int = 0,
+    swap: bool = False,
+    want: Collection[str] = (),
+) -> Iterator[AnalysedImage]:
+    """Held-out scenes of the bundled data: one question each (every kind equally often), cards as objects.
+
+    Args:
+        loaded: a model that takes the scenes, normally `tokenprune.evaluate.loading.load("bundled")`. The cards are
+            told as tokens of a 16 x 16 raster.
+        count: number of scenes, at least 1.
+        seed: which series of scenes.
+        swap: also give each scene with the questions of all other kinds.
+        want: see `stream_images`.
+
+    Raises:
+        ValueError: when count is not positive.
+        ImportError: when scikit-learn, which the scenes come from, is not installed.
+    """
+    from tokenprune.bundled import load_scenes
+
+    if isinstance(count, bool) or count < 1:
+        raise ValueError(f"bundled_images: count must be 1 or more, got {count}; 60 gives usable intervals")
+    samples, questions, objects = [], {}, {}
+    for place, scene in enumerate(load_scenes(split="test", count=count, seed=seed)):
+        asked = place % len(scene.questions)
+        own = scene.questions[asked]
+        sample = Sample(id=scene.id, images=(scene.image,), question=own.text, answers=(own.answer,), kind=own.kind)
+        samples.append(sample)
+        objects[scene.id] = [card.patches for card in scene.cards]
+        if swap:
+            questions[scene.id] = [q.text for i, q in enumerate(scene.questions) if i != asked and q.text != own.text]
+    return stream_images(loaded, samples, other_questions=questions, objects=objects, want=want)
