@@ -74,7 +74,8 @@ def stream_images(
         samples: the data set. Image i of a sample with several images gets the id "sample#i".
         other_questions: by sample id, questions to put in place of the sample's own. The pictures are encoded once.
         objects: by sample id, for each annotated object the visual tokens that it covers (samples with one image).
-        want: further fields of `Tokens` that strategies need, for example "cls_attention".
+        want: further fields of `Tokens` that strategies need, for example "cls_attention". The key by which random
+            strategies tell images apart is always there.
 
     Raises:
         ValueError: when there is no sample, or an object does not fit the image.
@@ -97,7 +98,9 @@ def stream_images(
         with torch.no_grad():
             inputs = on_device(processed(loaded.processor, [sample]))
             count = len(sample.images)
-            vision = adapter.encode(take_images(inputs, adapter.modality_keys, count, range(count)), want=want)
+            vision = adapter.encode(
+                take_images(inputs, adapter.modality_keys, count, range(count)), want={*want, "key"}
+            )
             own = build_prompt(adapter, inputs, vision).tokens()
             swapped = []
             for question in (other_questions or {}).get(sample.id, ()):

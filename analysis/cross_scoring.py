@@ -1,0 +1,109 @@
+"""Every method's kept set under every objective, over a data set."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, overlap
+from tokenprune.analysis.images import AnalysedImage
+from tokenprune.analysis.intervals import summarise
+from tokenprune.evaluate.statistics import Interval
+from tokenprune.strategy import PruningStrategy
+from tokenprune.tokens import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OBJECTIVES = {
+    "mean_distance": ("mean distance", True),
+    "min_distance": ("min distance", True),
+    "log_det": ("log det", True),
+    "effective_rank": ("effective rank", True),
+    "coverage_error": ("coverage error", False),
+    "coverage_worst": ("worst coverage", False),
+    "duplicates": ("duplicates", False),
+    "alignment": ("alignment", True),
+}
+"""Measures of the table: what they are called, and whether large is good."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CrossScores:
+    """Every strategy under every objective.
+
+    Attributes:
+        strategies: the rows.
+        images: number of images.
+        means: per strategy and name of a measure, the mean over images with its 95% interval.
+        overlap: how much of their kept sets the strategies share.
+    """
+
+    strategies: tuple[PruningStrategy, ...]
+    images: int
+    means: tuple[Mapping[str, Interval], ...]
+    overlap: Overlap
+
+    def plot(self, ax: "Axes") -> "Axes":
+        """A table coloured by column, from the worst strategy (pale) to the best."""
+        values = np.array([[row[name].value for name in OBJECTIVES] for row in self.means])
+        signs = np.array([1.0 if good else -1.0 for _, good in OBJECTIVES.values()])
+        signed = values * signs
+        low, span = signed.min(0), np.ptp(signed, axis=0)
+        shades = np.divide(signed - low, span, out=np.full_like(signed, 0.5), where=span > 0)
+        ax.imshow(np.ma.masked_invalid(shades), vmin=0.0, vmax=1.4, cmap="Greens", aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            ax.text(column, row, "-" if np.isnan(value) else f"{value:.3g}", ha="center", va="center", fontsize=7.5)
+        heads = [f"{name}\n({'large' if good else 'small'} is good)" for name, good in OBJECTIVES.values()]
+        ax.set_xticks(range(len(heads)), heads, fontsize=7)
+        ax.set_yticks(range(len(self.strategies)), [repr(strategy) for strategy in self.strategies])
+        ax.grid(visible=False)
+        return ax
+
+
+def cross_score(images: Iterable[AnalysedImage], strategies: Sequence[PruningStrategy]) -> CrossScores:
+    """Run several strategies on a data set and score what each keeps under every objective.
+
+    Args:
+        images: from `bundled_images` or `stream_images`, with the signals that the strategies need; used once.
+        strategies: at least one; they must act before the language model.
+
+    Raises:
+        ValueError: when there is no image or no strategy, or a strategy acts inside the language model.
+
+    Examples:
+        >>> import torch
+        >>> from tokenprune import GreedyRepMax, Tokens
+        >>> image = AnalysedImage(id="a", tokens=Tokens(torch.eye(4)))
+        >>> cross_score([image], [GreedyRepMax(2)]).means[0]["mean_distance"].value
+        1.0
+    """
+    check_strategies(strategies, owner="cross_score")
+    ids: list[str] = []
+    selections: list[list[Selection]] = [[] for _ in strategies]
+    measures: list[list[SelectionDiagnostics]] = [[] for _ in strategies]
+    for image in images:
+        ids.append(image.id)
+        for place, strategy in enumerate(strategies):
+            selection = strategy.select(image.tokens)
+            selections[place].append(selection)
+            measures[place].append(diagnose(image.tokens, selection))
+    return CrossScores(
+        strategies=tuple(strategies),
+        images=len(ids),
+        means=tuple(summarise(own, ids) for own in measures),
+        overlap=overlap([repr(strategy) for strategy in strategies], selections),
+    )
+
+
+def check_strategies(strategies: Sequence[PruningStrategy], *, owner: str) -> None:
+    """Raise unless there are strategies and all act before the language model."""
+    if not strategies:
+        raise ValueError(f"{owner}: strategies is empty; give at least one, for example GreedyRepMax(64)")
+    for strategy in strategies:
+        if strategy.site == "decoder":
+            raise ValueError(
+                f"{owner}: {strategy!r} acts inside the language model, whose attention is not computed here; choose "
+                "strategies that act at the projector"
+            )
