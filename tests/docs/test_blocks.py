@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tokenprune import registry
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
@@ -54,6 +56,8 @@ def test_every_block_has_a_language_that_is_tested(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=_name)
 def test_python_blocks_run_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")  # pages read their numbers from there
+    monkeypatch.setattr(registry, "_registered", {})  # what a page registers is forgotten after it
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in blocks(page):
@@ -63,15 +67,10 @@ def test_python_blocks_run_top_to_bottom(page: Path, tmp_path: Path, monkeypatch
             exec(compile(source, str(page), "exec"), namespace)
 
 
-def commands() -> list[tuple[str, str]]:
-    """(page, command) for every line of every bash block."""
-    found: list[tuple[str, str]] = []
-    for page in PAGES:
-        for block in blocks(page):
-            if block.language == "bash":
-                joined = block.code.replace("\\\n", " ")
-                found.extend((_name(page), line) for line in joined.splitlines() if line and not line.startswith("#"))
-    return sorted(set(found))
+def commands(page: Path) -> list[str]:
+    """Every line of every bash block of a page, in order."""
+    code = "".join(block.code for block in blocks(page) if block.language == "bash")
+    return [line for line in code.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
 
 
 # Too long for a test or needing a network; each is covered as said.
@@ -86,23 +85,24 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize(("page", "command"), commands())
-def test_commands_run(page: str, command: str, tmp_path: Path) -> None:
-    words = shlex.split(command, comments=True)
-    if words[0] == "make":
-        # The target exists and make can plan it; running it is covered as ELSEWHERE says.
-        assert " ".join(words) in ELSEWHERE, f"{page}: say where {command!r} is tested"
-        subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
-        return
-    if words[:2] == ["git", "clone"] or words[0] in ("cd", "pip") or " ".join(words) in ELSEWHERE:
-        return
-    if words[0] == "tokenprune":
-        words = [sys.executable, "-m", "tokenprune", *words[1:]]
-    elif words[0] == "python":
-        words = [sys.executable, *words[1:]]
-    else:
-        raise AssertionError(f"{page}: {command!r} is neither make, tokenprune nor python; how is it tested?")
-    for name in ("tokenprune", "docs", "benchmarks"):
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=_name)
+def test_commands_run_one_after_another(page: Path, tmp_path: Path) -> None:
+    for name in ("tokenprune", "baselines", "analysis", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    for command in commands(page):
+        words = shlex.split(command, comments=True)
+        if " ".join(words) in ELSEWHERE:
+            if words[0] == "make":  # at least the target exists and make can plan it
+                subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+            continue
+        assert words[0] in ("tokenprune", "python"), f"{_name(page)}: how is {command!r} tested?"
+        module = ["-m", "tokenprune"] if words[0] == "tokenprune" else []
+        done = subprocess.run(
+            [sys.executable, *module, *words[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
