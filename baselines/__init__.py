@@ -3,6 +3,7 @@
 from tokenprune.baselines.cdpruner import CDPruner
 from tokenprune.baselines.divprune import DivPrune
 from tokenprune.baselines.fastervlm import FasterVLM
+from tokenprune.baselines.fastv import FastV
 from tokenprune.baselines.grid_pool import GridPool
 from tokenprune.baselines.hired import HiRED
 from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
@@ -16,6 +17,7 @@ __all__ = [
     "TRIM",
     "CDPruner",
     "DivPrune",
+    "FastV",
     "FasterVLM",
     "GridPool",
     "HiRED",

@@ -19,13 +19,19 @@ no matter of selection:
 Deviations: scores in float32, ties to the lowest index.
 """
 
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, set_keep, set_layer
+from tokenprune.tokens import Selection, Tokens
 
-__all__ = ["fastv", "fastv_count", "fastv_keep_index", "fastv_score"]
+__all__ = ["FastV", "fastv", "fastv_count", "fastv_keep_index", "fastv_score"]
 
 
 def fastv_count(n: int, *, keep_ratio: float | None = None, prune_ratio: float | None = None) -> int:
@@ -83,3 +89,47 @@ def fastv_keep_index(kept: Int[Tensor, " k"], *, image_start: int, n_image: int,
     """
     positions = torch.arange(seq_len, device=kept.device)
     return torch.cat([positions[:image_start], kept + image_start, positions[image_start + n_image :]])
+
+
+@dataclass(frozen=True, repr=False)
+class FastV(PruningStrategy):
+    """Inside the language model, keep the image tokens that the prompt's last token attends to (FastV, ECCV 2024).
+
+    Layers are counted from 0: layers 0 .. `layer` - 1 see every token, the attention of layer `layer` - 1 decides, and
+    from layer `layer` on the rest is gone, caches included. That is the authors' K. `keep` is what is left at the end,
+    not a mean over layers; `tokenprune.baselines.layer_budget` converts.
+
+    Definition, paper's code and deviations: `tokenprune.baselines.fastv`.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float).
+        layer: the first decoder layer with fewer tokens, at least 1.
+
+    Examples:
+        >>> attention = torch.tensor([[0.1, 0.7, 0.2]])
+        >>> FastV(keep=1, layer=3).select(Tokens(torch.zeros(3, 2), decoder_attention=attention)).indices
+        tensor([1])
+    """
+
+    name: ClassVar[str] = "fastv"
+    paper: ClassVar[str] = "FastV, ECCV 2024, arXiv 2403.06764"
+    summary: ClassVar[str] = "after a few decoder layers, largest attention of the last token"
+    needs = frozenset({"decoder_attention"})
+    site = "decoder"
+    positions = "original"
+    equivariant = True
+
+    keep: Keep
+    _: KW_ONLY
+    layer: int = 2
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        set_layer(self)
+
+    def _select(self, tokens: Tokens) -> Selection:
+        if tokens.decoder_attention is None:  # `select` has checked it
+            raise ValueError("FastV: needs Tokens.decoder_attention")
+        scores = fastv_score(tokens.decoder_attention, image_start=0, n_image=tokens.n)
+        indices, order = top(scores, self.count(tokens))
+        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)

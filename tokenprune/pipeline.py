@@ -33,6 +33,7 @@ class StagedStrategy(PruningStrategy):
             "needs": frozenset[str]().union(*(stage.needs for stage in self.stages)),
             "uses": frozenset[str]().union(*(stage.uses for stage in self.stages)),
             "site": self.stages[-1].site,
+            "layer": self.stages[-1].layer,
             "positions": self.stages[-1].positions,
             "deterministic": all(stage.deterministic for stage in self.stages),
             "equivariant": all(stage.equivariant for stage in self.stages),
@@ -170,6 +171,7 @@ def _pick_order(last: Selection, rows: torch.Tensor) -> torch.Tensor | None:
 def _check_stages(stages: Sequence[PruningStrategy]) -> None:
     merged_by: PruningStrategy | None = None
     site: Site = stages[0].site
+    layer = 0
     for position, stage in enumerate(stages):
         if stage.whole_raster and position > 0:
             raise ValueError(f"Pipeline: {stage!r} needs the complete raster of tokens; put it first")
@@ -179,6 +181,13 @@ def _check_stages(stages: Sequence[PruningStrategy]) -> None:
                 f"({site}); order the stages tower, projector, decoder"
             )
         site = stage.site
+        if stage.layer is not None:
+            if stage.layer < layer:
+                raise ValueError(
+                    f"Pipeline: {stage!r} acts at decoder layer {stage.layer}, before the stage in front of it (layer "
+                    f"{layer}); order the stages by layer"
+                )
+            layer = stage.layer
         lost = sorted(stage.needs - TEXT_FIELDS)
         if merged_by is not None and lost:
             raise ValueError(

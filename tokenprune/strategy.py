@@ -31,6 +31,8 @@ class PruningStrategy(ABC):
         needs: names of the `Tokens` fields beyond `visual` without which it cannot run.
         uses: names of the fields that it takes when they are there.
         site: where in the model it acts: "tower", "projector" (before the language model) or "decoder".
+        layer: for the site "decoder", the first layer that gets fewer tokens, counted from 0; at least 1, because the
+            layer before it tells what to drop. None at the other sites.
         positions: position policy of the method's authors: "compact" renumbers the shorter prompt, "original" keeps
             the positions of the full one.
         deterministic: True when the same tokens always give the same answer.
@@ -48,6 +50,7 @@ class PruningStrategy(ABC):
     needs: frozenset[str] = frozenset()
     uses: frozenset[str] = frozenset()
     site: Site = "projector"
+    layer: int | None = None
     positions: PositionPolicy = "compact"
     deterministic: bool = True
     equivariant: bool = False
@@ -201,6 +204,16 @@ def check_choice(owner: str, parameter: str, value: object, choices: Sequence[st
 def set_keep(strategy: PruningStrategy) -> None:
     """Check and normalise `strategy.keep`; for use in the `__post_init__` of a frozen dataclass."""
     object.__setattr__(strategy, "keep", check_keep(strategy.keep, owner=type(strategy).__name__))
+
+
+def set_layer(strategy: PruningStrategy) -> None:
+    """Check `strategy.layer` of a strategy for the decoder; for use in the `__post_init__` of a frozen dataclass."""
+    layer: object = strategy.layer
+    wanted = f"{_title(strategy)}: layer must be an int of at least 1 (the first decoder layer with fewer tokens)"
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(f"{wanted}, got {layer!r} of type {type(layer).__name__}")
+    if layer < 1:
+        raise ValueError(f"{wanted}, got {layer}; to drop before the language model choose a strategy of that site")
 
 
 def _title(strategy: PruningStrategy) -> str:

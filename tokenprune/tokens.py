@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -40,14 +39,16 @@ class Tokens:
             strategy draws differently for different images yet the same in any batch.
         cls_attention: float (h, n), attention of the vision tower's CLS token (or mean query) to the visual tokens, in
             the layer whose output the model uses (LLaVA-1.5: the last but one).
-        vision_states: float (n, c), hidden states of the vision tower that the projector gets, one row per visual token.
+        vision_states: float (n, c), hidden states of the vision tower that the projector gets, a row per visual token.
         vision_cls: float (1, c), the CLS token's row beside `vision_states`.
         vision_keys: float (n, e), attention keys of that layer averaged over heads, one row per visual token.
-        vision_last_keys: float (n, c), output of the key projection of the tower's *last* layer, all heads side by side.
+        vision_last_keys: float (n, c), output of the key projection of the tower's *last* layer, heads side by side.
         vision_last_cls: float (2, c), the CLS token's query and its key in that last layer, all heads side by side.
         clip_visual: float (n, p), each token's `vision_states` row carried into CLIP's joint space (final layer norm,
             visual projection), not normalised.
         clip_text: float (s, p), CLIP text embeddings of the prompt, one row per segment, not normalised.
+        decoder_attention: float (h, n), for stages inside the language model that act at layer K: attention of the
+            prompt's last token to the visual tokens, in layer K - 1.
         project: the model's projector, a function that maps rows like those of `vision_states` (k, c) to (k, d); for
             methods that make new tokens before the projector.
 
@@ -76,6 +77,7 @@ class Tokens:
     vision_last_cls: Float[Tensor, "2 f"] | None = None
     clip_visual: Float[Tensor, "n p"] | None = None
     clip_text: Float[Tensor, "s p"] | None = None
+    decoder_attention: Float[Tensor, "h n"] | None = None
     project: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -113,15 +115,28 @@ class Tokens:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-PER_TOKEN_SIGNALS = ("cls_attention", "vision_states", "vision_keys", "vision_last_keys", "clip_visual")
+DECODER_SIGNALS = ("decoder_attention",)
+"""Fields that only a stage inside the language model can get."""
+
+PER_TOKEN_SIGNALS = (
+    "cls_attention",
+    "vision_states",
+    "vision_keys",
+    "vision_last_keys",
+    "clip_visual",
+    "decoder_attention",
+)
 """Fields with one entry per visual token beside `visual` and `index`."""
+
+HEADS_FIRST = frozenset({"cls_attention", "decoder_attention"})
+"""Those of them that are (heads, n); the others have one row per visual token."""
 
 _IMAGE_SIGNALS = {"vision_cls": (1, "vision_states"), "vision_last_cls": (2, "vision_last_keys")}
 """Fields about the whole image: their number of rows, and the per-token field whose width they share."""
 
 
 def _token_axis(name: str) -> int:
-    return 1 if name == "cls_attention" else 0
+    return 1 if name in HEADS_FIRST else 0
 
 
 FIELD_NAMES = frozenset(f.name for f in fields(Tokens))

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tokenprune.models.vision import Vision
+from tokenprune.tokens import DECODER_SIGNALS
 
 NO_SIGNALS: frozenset[str] = frozenset()
 
@@ -24,7 +25,10 @@ class Adapter(ABC):
         modality_keys: arguments of `generate` and `forward` that are used up before the language model (pixels, sizes);
             the first one carries the images.
         length_keys: further arguments with one entry per prompt column, to be cut like the prompt (token types).
-        sites: where strategies can act: "projector", later also "tower" and "decoder".
+        sites: where strategies can act: "projector"; "decoder" for language models whose layers take `attention_mask`
+            and `position_embeddings` by name and whose masks are plain causal ones, with `rotary_emb` and `norm` beside
+            `layers`; later also "tower".
+        decoder_signals: fields of `Tokens` that stages inside the language model can get besides.
         signals: fields of `Tokens` that it can supply beside `visual`.
         model: the whole model, with `generate`.
     """
@@ -33,6 +37,7 @@ class Adapter(ABC):
     modality_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
     length_keys: ClassVar[tuple[str, ...]] = ()
     sites: ClassVar[frozenset[str]] = frozenset({"projector"})
+    decoder_signals: ClassVar[frozenset[str]] = frozenset(DECODER_SIGNALS)
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401
         self.model = model
@@ -53,6 +58,12 @@ class Adapter(ABC):
         """The language model's layers, in order."""
         layers: nn.ModuleList = self.decoder.layers
         return layers
+
+    @property
+    def decoder_attention(self) -> list[nn.Module]:
+        """The attention module of each decoder layer."""
+        modules: list[Any] = list(self.decoder_layers)
+        return [module.self_attn for module in modules]
 
     @property
     def vision_tower(self) -> nn.Module:

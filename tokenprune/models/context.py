@@ -11,23 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.decoder import DecoderRun
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
 from tokenprune.models.generation import generate_pruned
 from tokenprune.models.inputs import PadIds, check_ids
+from tokenprune.models.plan import Plan, make_plan
 from tokenprune.models.prompt import is_placeholder
-from tokenprune.models.pruning import position_policy, prune_batch, raise_missing_pixels
-from tokenprune.models.record import Record
+from tokenprune.models.pruning import Pruned, prune_batch, raise_missing_pixels
+from tokenprune.models.record import CallKind, Record
 from tokenprune.models.refuse import (
     cached_length,
     refuse_cache,
     refuse_columns,
     refuse_embeddings,
     refuse_generate,
+    refuse_in_decoder,
     setting,
 )
 from tokenprune.models.select import as_strategy, check_strategy_fits
+from tokenprune.pipeline import StagedStrategy
 from tokenprune.strategy import PositionPolicy, PruningStrategy
+from tokenprune.tokens import Selection
 
 _PROMPT_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 _active: set[int] = set()
@@ -44,22 +49,23 @@ def prune(
 
     The model is the unmodified Hugging Face object and is called as always: `model.generate(**inputs)` and
     `model(**inputs)`. Images are encoded once, tokens are chosen, and the model gets the shorter prompt through public
-    arguments only. On exit, also after an error, nothing is left on the model.
+    arguments only. Stages that act inside the language model cut the running sequence at their layer, and the cache of
+    every later layer is really shorter. On exit, also after an error, nothing is left on the model.
 
     * `generate` gives back sequences that start with the caller's prompt; `max_length` and `min_length` count it.
-    * A plain forward gives back logits of the pruned length; `record.calls[-1].columns` says which column stands where.
-      Its `labels` are cut with the prompt.
+    * A plain forward gives back logits of the pruned length (behind the last stage); `record.calls[-1].columns` says
+      which column stands where. Its `labels` are cut with the prompt; with a stage inside the decoder they are refused.
     * Text-only prompts pass unchanged.
     * Beams and return sequences of a prompt share one selection.
     * One model in one context at a time: nesting, or a second thread opening a context on the same model, is refused.
-      Inside the context several threads may call the model.
+      Inside the context several threads may call the model; with a stage inside the decoder they take turns.
     * A cache that was filled with a pruned prompt must not be continued, inside or outside: it is shorter than the ids.
 
     Args:
         model: a supported transformers model.
         strategy: a strategy, or its text form such as "trim_tokenator(keep=64)".
         positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
-            authors do.
+            authors do, for each stage its own.
 
     Returns:
         A context manager that yields the `Record`.
@@ -72,7 +78,7 @@ def prune(
     adapter = adapter_for(model)
     strategy = as_strategy(strategy)
     check_strategy_fits(strategy, adapter)
-    return _open(_Session(adapter, strategy, position_policy(strategy, positions)))
+    return _open(_Session(adapter, make_plan(strategy, positions)))
 
 
 @contextmanager
@@ -103,12 +109,11 @@ def _claimed(module: nn.Module) -> Iterator[None]:
 class _Session:
     """One open context: what it put on the model, and its record."""
 
-    def __init__(self, adapter: Adapter, strategy: PruningStrategy, policy: PositionPolicy) -> None:
+    def __init__(self, adapter: Adapter, plan: Plan) -> None:
         self.adapter = adapter
         self.model: Any = adapter.model
-        self.strategy = strategy
-        self.policy = policy
-        self.record = Record(strategy, policy)
+        self.plan = plan
+        self.record = Record(plan.strategy, plan.final_policy)
         self.plain_generate: Callable[..., Any] = self.model.generate
         self.generate_signature = inspect.signature(self.plain_generate)
         self.forward_signature = inspect.signature(self.model.forward)
@@ -118,12 +123,23 @@ class _Session:
         self.generating = 0
         self.generating_lock = threading.Lock()
         self.local = threading.local()
+        # A call that is cut inside the decoder has the decoder to itself.
+        self.decoding = threading.RLock()
 
     # What stands on the model
 
     def install(self, stack: ExitStack) -> None:
-        """Put `generate` and two hooks on the model; `stack` takes them away."""
-        for module, hook in ((self.model, self.on_forward), (self.adapter.vision_tower, self.on_tower)):
+        """Put `generate` and hooks on the model, and on decoder layers that need one; `stack` takes them away."""
+        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (self.model, self.on_forward),
+            (self.adapter.vision_tower, self.on_tower),
+        ]
+        if self.plan.cuts:
+            stack.callback(self.model.register_forward_hook(self.after_forward, always_call=True).remove)
+            first = self.plan.cuts[0].layer - 1
+            layers = list(enumerate(self.adapter.decoder_layers))[first:]
+            hooks.extend((layer, functools.partial(self.on_layer, number)) for number, layer in layers)
+        for module, hook in hooks:
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
             self.hooks.append((module, handle.id))
@@ -187,13 +203,18 @@ class _Session:
         prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
+        if self.plan.cuts:
+            refuse_in_decoder(call, self.model, what="generate")
+            rest["disable_compile"] = True  # the hooks on the layers keep books in Python
         with torch.no_grad():
-            result = prune_batch(
-                self.adapter, self.strategy, self.policy, call, pad=self.pad_ids(call), encoding=self.encoding()
-            )
-        self.record.add("generate", result.prompt, result.pruned, result.selections, result.seconds)
-        with self.own_generate():
-            return generate_pruned(self.plain_generate, rest, result.pruned, self.model)
+            result = prune_batch(self.adapter, self.plan, call, pad=self.pad_ids(call), encoding=self.encoding())
+        with ExitStack() as stack:
+            run = self.begin("generate", result, stack)
+            with self.own_generate():
+                output = generate_pruned(self.plain_generate, rest, result.pruned, self.model)
+            if run is not None:
+                run.check_finished()
+            return output
 
     @contextmanager
     def own_generate(self) -> Iterator[None]:
@@ -236,10 +257,62 @@ class _Session:
             )
         prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
-        result = prune_batch(self.adapter, self.strategy, self.policy, call, forward=True, encoding=self.encoding())
-        self.record.add("forward", result.prompt, result.pruned, result.selections, result.seconds)
+        if self.plan.cuts:
+            refuse_in_decoder(call, self.model, what="a forward")
+        result = prune_batch(self.adapter, self.plan, call, forward=True, encoding=self.encoding())
+        self.local.forward = ExitStack()
+        self.begin("forward", result, self.local.forward)
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         return (), {**rest, **result.pruned.as_inputs()}
+
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        """Stands behind `model.forward`, also after an error (then `output` is None): ends what `on_forward` began."""
+        stack: ExitStack | None = getattr(self.local, "forward", None)
+        if stack is None:
+            return
+        run: DecoderRun = self.local.run
+        self.local.forward = None
+        stack.close()
+        if output is not None:
+            run.check_finished()
+
+    # inside the decoder
+
+    def begin(self, kind: CallKind, result: Pruned, stack: ExitStack) -> DecoderRun | None:
+        """The prompt is about to enter the language model. Note it, or follow it inside until `stack` closes."""
+        if not self.plan.cuts:
+            self.record.add(kind, result.prompt, result.pruned.columns, result.selections, result.seconds)
+            return None
+        stack.enter_context(self.decoding)
+        run = DecoderRun(self.adapter, self.plan, result, functools.partial(self.note, kind))
+        stack.callback(setattr, self.local, "run", getattr(self.local, "run", None))
+        stack.callback(run.close)
+        self.local.run = run
+        return run
+
+    def on_layer(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Stands before decoder layer `number`."""
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        return None if run is None else run.before_layer(number, args, kwargs)
+
+    def note(self, kind: CallKind, run: DecoderRun) -> None:
+        """Put into the record what a run inside the decoder chose."""
+        whole = run.before.prompt.tokens()
+        stages = self.plan.strategy if isinstance(self.plan.strategy, StagedStrategy) else None
+        selections = [
+            Selection(
+                indices=tokens.positions,
+                total=dense.n,
+                requested=self.plan.strategy.requested(dense),
+                features=tokens.visual if before.features is not None else None,
+                stages=() if stages is None else tuple(trace),
+            )
+            for dense, tokens, before, trace in zip(whole, run.tokens, run.before.selections, run.stages, strict=True)
+        ]
+        counts = [tuple(entering) for entering in run.counts]
+        self.record.add(kind, run.before.prompt, run.layout.columns, selections, run.seconds, counts)
 
     def check_plain(self, ids: Tensor, call: dict[str, Any], what: str) -> None:
         """Raise unless a call without pixels really has nothing to prune and no pruned cache under it."""
@@ -250,7 +323,7 @@ class _Session:
             return
         mask, positions = call.get("attention_mask"), call.get("position_ids")
         fits = isinstance(mask, Tensor) and mask.shape[-1] == cached_length(cache) + ids.shape[1]
-        if what == "generate" or not fits or positions is None:
+        if what == "generate" or self.plan.cuts or not fits or positions is None:
             refuse_cache(cache, what=f"a {what} without explicit position_ids and a mask over the pruned columns")
 
 

@@ -20,6 +20,7 @@ class LlavaAdapter(Adapter):
     """
 
     model_types: ClassVar[frozenset[str]] = frozenset({"llava"})
+    sites: ClassVar[frozenset[str]] = frozenset({"projector", "decoder"})
     modality_keys: ClassVar[tuple[str, ...]] = (
         "pixel_values",
         "image_sizes",

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.compact import PrunedPrompt, compact
+from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
 from tokenprune.models.inputs import PadIds
+from tokenprune.models.plan import Plan, make_plan
 from tokenprune.models.prompt import Prompt, build_prompt
 from tokenprune.models.refuse import refuse_embeddings
 from tokenprune.models.select import as_strategy, check_strategy_fits, select_tokens
-from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
+from tokenprune.strategy import PositionPolicy, PruningStrategy
 from tokenprune.tokens import Selection
 
 
@@ -26,8 +28,7 @@ class Pruned(NamedTuple):
 
 def prune_batch(
     adapter: Adapter,
-    strategy: PruningStrategy,
-    positions: PositionPolicy,
+    plan: Plan,
     inputs: Mapping[str, Any],
     *,
     forward: bool = False,
@@ -38,8 +39,7 @@ def prune_batch(
 
     Args:
         adapter: the model's adapter.
-        strategy: what chooses.
-        positions: position policy.
+        plan: what chooses; its parts for the decoder are left for the language model's own run.
         inputs: the model's arguments.
         forward: prepare for a plain forward instead of `generate`: dense positions count padding, and a prompt of which
             everything is kept passes untouched whatever side its padding is on.
@@ -49,10 +49,12 @@ def prune_batch(
     vision = None
     if inputs.get(adapter.modality_keys[0]) is not None:
         with encoding or nullcontext():
-            vision = adapter.encode(inputs, want=strategy.needs | strategy.uses)
+            vision = adapter.encode(inputs, want=plan.strategy.needs | plan.strategy.uses)
     prompt = build_prompt(adapter, inputs, vision, forward=forward, pad=pad)
-    selections, seconds = select_tokens(strategy, prompt)
-    pruned = compact(prompt, selections, positions=positions, shortcut=forward or prompt.left_padded)
+    selections, seconds = select_tokens(plan.before, prompt)
+    # Inside the decoder the last column must be the prompt's last token.
+    shortcut = prompt.left_padded or (forward and not plan.cuts)
+    pruned = compact(prompt, selections, positions=plan.policy, shortcut=shortcut)
     return Pruned(prompt, pruned, selections, seconds)
 
 
@@ -87,7 +89,12 @@ def prune_inputs(
     adapter = adapter_for(model)
     strategy = as_strategy(strategy)
     check_strategy_fits(strategy, adapter)
-    policy = position_policy(strategy, positions)
+    plan = make_plan(strategy, positions)
+    if plan.cuts:
+        raise UnsupportedError(
+            f"prune_inputs: {plan.cuts[0].stages[0]!r} acts inside the language model, which no arguments can express; "
+            "use the context prune(model, strategy)"
+        )
     refuse_embeddings(inputs, what="prune_inputs")
     known = {"input_ids", "attention_mask", "position_ids", "labels", *adapter.modality_keys, *adapter.length_keys}
     unknown = sorted(inputs.keys() - known)
@@ -95,21 +102,9 @@ def prune_inputs(
         raise TypeError(
             f"prune_inputs: {unknown[0]} is no part of a prompt; give it to the model ({', '.join(sorted(known))})"
         )
-    result = prune_batch(adapter, strategy, policy, inputs)
+    result = prune_batch(adapter, plan, inputs)
     check_placeholders(adapter, result.prompt)
     return result.pruned.as_inputs()
-
-
-def position_policy(strategy: PruningStrategy, positions: PositionPolicy | None) -> PositionPolicy:
-    """The policy asked for, or that of the method's authors.
-
-    Raises:
-        ValueError: when it is neither "original" nor "compact".
-    """
-    if positions is None:
-        return strategy.positions
-    check_choice("prune", "positions", positions, ("original", "compact"))
-    return positions
 
 
 def check_placeholders(adapter: Adapter, prompt: Prompt) -> None:

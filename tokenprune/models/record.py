@@ -1,5 +1,6 @@
 """The record: what was pruned, where, and how long choosing took."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Literal
@@ -8,7 +9,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokenprune.models.compact import PrunedPrompt
 from tokenprune.models.prompt import Prompt
 from tokenprune.strategy import PositionPolicy, PruningStrategy, Site
 from tokenprune.tokens import Selection, StageCount
@@ -25,7 +25,7 @@ class ImageRecord:
         prompt: row of the batch.
         image: number of the image within its prompt.
         tokens_in: visual tokens that came.
-        tokens_kept: visual tokens that entered the language model.
+        tokens_kept: visual tokens that entered the language model, or that its last stage inside the decoder left.
         indices: int64 (tokens_kept,) on the CPU, original indices in the order in which they entered.
         requested: tokens asked for; None when the method finds the number itself; may exceed `tokens_in`.
         merged: True when kept tokens carry new features.
@@ -33,6 +33,8 @@ class ImageRecord:
         site: where tokens were dropped.
         positions: position policy that was used.
         select_seconds: seconds that the call spent on choosing, for *all* its images together.
+        layer: for the site "decoder", the layer from which on only `indices` are left.
+        layer_tokens: for the site "decoder", the number of this image's tokens that enter each decoder layer.
     """
 
     call: int
@@ -47,6 +49,13 @@ class ImageRecord:
     site: Site
     positions: PositionPolicy
     select_seconds: float
+    layer: int | None = None
+    layer_tokens: tuple[int, ...] = ()
+
+    @property
+    def layer_average(self) -> float:
+        """Mean over decoder layers of the number of tokens that enter them."""
+        return sum(self.layer_tokens) / len(self.layer_tokens) if self.layer_tokens else float(self.tokens_kept)
 
     @property
     def row(self) -> int:
@@ -66,6 +75,9 @@ class ImageRecord:
             "indices": self.indices.tolist(),
             "stages": [{"stage": s.stage, "tokens_in": s.tokens_in, "tokens_out": s.tokens_out} for s in self.stages],
             "select_seconds": self.select_seconds,
+            "layer": self.layer,
+            "layer_tokens": list(self.layer_tokens),
+            "layer_average": self.layer_average,
         }
 
 
@@ -77,7 +89,7 @@ class CallRecord:
         kind: "generate" or "forward".
         prompts: rows of the batch.
         columns_in: length of the padded dense prompt.
-        columns_kept: length of the padded pruned prompt, that of a forward's logits.
+        columns_kept: length of the padded pruned prompt (behind the last stage), that of a forward's logits.
         columns: int64 (prompts, columns_kept) on the CPU: dense column of each slot, -1 on padding; None for a call
             without images, which went to the model unchanged.
         images: its images.
@@ -129,7 +141,7 @@ class Record:
 
     @property
     def tokens_kept(self) -> int:
-        """Visual tokens that entered the language model, over all images."""
+        """Visual tokens that were left behind the last stage, over all images."""
         return sum(image.tokens_kept for image in self.images)
 
     @property
@@ -143,11 +155,28 @@ class Record:
         return sum(call.select_seconds for call in self._calls)
 
     def add(
-        self, kind: CallKind, prompt: Prompt, pruned: PrunedPrompt, selections: list[Selection], seconds: float
+        self,
+        kind: CallKind,
+        prompt: Prompt,
+        columns: Int[Tensor, "b k"],
+        selections: Sequence[Selection],
+        seconds: float,
+        layer_tokens: Sequence[tuple[int, ...]] = (),
     ) -> None:
-        """Note one call. One transfer from the device."""
-        flat = torch.cat([pruned.columns.flatten(), *(s.indices.to(pruned.columns.device) for s in selections)]).cpu()
-        columns, *indices = flat.split([pruned.columns.numel(), *(s.kept for s in selections)])
+        """Note one call. One transfer from the device.
+
+        Args:
+            kind: what was called.
+            prompt: the dense prompt.
+            columns: its column in each slot of what is left, -1 on padding.
+            selections: what is left of each image.
+            seconds: spent on choosing.
+            layer_tokens: for each image the tokens that enter each decoder layer, when that is not always the same.
+        """
+        shape = columns.shape
+        flat = torch.cat([columns.flatten(), *(s.indices.to(columns.device) for s in selections)]).cpu()
+        places, *indices = flat.split([columns.numel(), *(s.kept for s in selections)])
+        counts = layer_tokens or [()] * len(selections)
         # Clones: a view would keep the whole transfer alive.
         with self._lock:
             images = tuple(
@@ -164,16 +193,18 @@ class Record:
                     site=self.site,
                     positions=self.positions,
                     select_seconds=seconds,
+                    layer=self.strategy.layer,
+                    layer_tokens=entering,
                 )
-                for segment, selection, rows in zip(prompt.segments, selections, indices, strict=True)
+                for segment, selection, rows, entering in zip(prompt.segments, selections, indices, counts, strict=True)
             )
             self._calls.append(
                 CallRecord(
                     kind=kind,
                     prompts=prompt.ids.shape[0],
                     columns_in=prompt.ids.shape[1],
-                    columns_kept=pruned.ids.shape[1],
-                    columns=columns.clone().view(pruned.columns.shape),
+                    columns_kept=shape[1],
+                    columns=places.clone().view(shape),
                     images=images,
                     select_seconds=seconds,
                 )

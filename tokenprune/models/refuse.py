@@ -65,6 +65,42 @@ def cached_length(cache: object) -> int:
     return int(length()) if length is not None else 0
 
 
+def refuse_in_decoder(call: Mapping[str, Any], model: nn.Module, *, what: str) -> None:
+    """Raise for calls that pruning inside the language model cannot follow.
+
+    Raises:
+        UnsupportedError: naming the argument and the way out.
+    """
+    head = f"prune: {what} with a stage inside the decoder"
+    if call.get("labels") is not None:
+        raise UnsupportedError(
+            f"{head} cannot take labels, which are longer than its logits; leave them out and make the loss from the "
+            "logits through record.calls[-1].columns"
+        )
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise UnsupportedError(
+            f"{head} does not go with gradient checkpointing, which runs layers again; switch it off"
+        )
+    if what != "generate":
+        return
+    if setting("use_cache", call, model) is False:
+        raise UnsupportedError(f"{head} needs the cache, in which the dropped tokens are missing; set use_cache=True")
+    kind = setting("cache_implementation", call, model)
+    given = call.get("past_key_values")
+    if given is not None:
+        kind = {"DynamicCache": "dynamic", "StaticCache": "static"}.get(type(given).__name__, type(given).__name__)
+    if kind not in (None, "dynamic", "static"):
+        raise UnsupportedError(
+            f"{head} supports dynamic and static caches, not {kind!r}: its layers may not be able to hold different "
+            "numbers of tokens; leave it out"
+        )
+    guidance = setting("guidance_scale", call, model)
+    if guidance not in (None, 1, 1.0):
+        raise UnsupportedError(
+            f"{head} does not go with guidance_scale={guidance}, which runs a second prompt in between; drop it"
+        )
+
+
 def refuse_embeddings(call: Mapping[str, Any], *, what: str) -> None:
     """Raise when the caller hands over what the images have already gone into.
 

@@ -42,35 +42,71 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
                 f"prune: {stage!r} acts at the {stage.site!r} site, but {family} can be pruned at "
                 f"{', '.join(map(repr, sorted(adapter.sites)))} only; choose a strategy of that site"
             )
-        missing = sorted(stage.needs - adapter.signals)
+        if stage.site == "decoder":
+            _check_decoder_stage(stage, adapter)
+        supplied = adapter.signals | (adapter.decoder_signals if stage.site == "decoder" else frozenset())
+        missing = sorted(stage.needs - supplied)
         if missing:
             raise UnsupportedError(
                 f"prune: {stage!r} needs Tokens.{missing[0]}, which {family} cannot supply "
-                f"(it has {', '.join(sorted(adapter.signals))}); choose a strategy that does without it"
+                f"{'inside' if stage.site == 'decoder' else 'before'} its language model "
+                f"(it has {', '.join(sorted(supplied))}); choose a strategy that does without it"
             )
 
 
-def select_tokens(strategy: PruningStrategy, prompt: Prompt) -> tuple[list[Selection], float]:
+def _check_decoder_stage(stage: PruningStrategy, adapter: Adapter) -> None:
+    family, layers, config = type(adapter.model).__name__, len(adapter.decoder_layers), adapter.decoder.config
+    if stage.layer is None or not 1 <= stage.layer < layers:
+        raise UnsupportedError(
+            f"prune: {stage!r} acts at the 'decoder' site with layer={stage.layer!r}, but {family} has layers 0 to "
+            f"{layers - 1} and the layer before decides; choose a layer from 1 to {layers - 1}"
+        )
+    if stage.merges:
+        raise UnsupportedError(
+            f"prune: {stage!r} makes new tokens, which is not supported inside the language model; choose a strategy "
+            "that keeps tokens as they are"
+        )
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if any(kind != "full_attention" for kind in kinds) or (sliding is not None and len(kinds) == 1):
+        raise UnsupportedError(
+            f"prune: {stage!r} acts in the decoder, but the language model of {family} has layers without full "
+            "attention, whose masks are not supported there; choose a strategy that acts at the 'projector' site"
+        )
+
+
+def select_tokens(strategy: PruningStrategy | None, prompt: Prompt) -> tuple[list[Selection], float]:
     """Let the strategy choose among the tokens of every image of the prompt, all images in one call.
 
     Args:
-        strategy: what decides.
+        strategy: what decides; None keeps everything.
         prompt: from `build_prompt`, with the signals that the strategy needs.
 
     Returns:
         One selection per image in placeholder order, and the seconds that the choice took; on a CUDA device both ends
         of the measurement wait for the device.
+
+    Raises:
+        UnsupportedError: when the strategy acts inside the language model.
     """
     tokens = prompt.tokens()
     if not tokens:
         return [], 0.0
+    if strategy is not None and strategy.site == "decoder":
+        raise UnsupportedError(
+            f"select_tokens: {strategy!r} acts inside the language model, which has not run yet; use the context "
+            "prune(model, strategy)"
+        )
     device = prompt.embeds.device
-    start = _now(device)
+    if strategy is None:
+        return [Selection(indices=image.positions, total=image.n) for image in tokens], 0.0
+    start = now(device)
     selections = strategy.select_batch(tokens)
-    return selections, _now(device) - start
+    return selections, now(device) - start
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds on a clock, when the device has done its work so far."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -39,18 +39,25 @@ _open: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
 
 
 def attention_rows(
-    query: Float[Tensor, "b h q d"], key: Float[Tensor, "b g n d"], scaling: float
+    query: Float[Tensor, "b h q d"],
+    key: Float[Tensor, "b g n d"],
+    scaling: float,
+    visible: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b h q n"]:
-    """Softmax attention of the given queries to all keys, in float32, without a mask.
+    """Softmax attention of the given queries to all keys, in float32, without a causal mask.
 
     Args:
         query: the wanted query rows only.
         key: all keys; h must be a multiple of g (grouped-query attention).
         scaling: factor on the inner products.
+        visible: bool (b, n), False on keys that nobody attends to (padding); None for no such keys.
     """
     groups = query.shape[1] // key.shape[1]
     keys = key.repeat_interleave(groups, dim=1) if groups > 1 else key
-    return torch.softmax((query.float() @ keys.float().transpose(-1, -2)) * scaling, dim=-1)
+    logits = (query.float() @ keys.float().transpose(-1, -2)) * scaling
+    if visible is not None:
+        logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
+    return torch.softmax(logits, dim=-1)
 
 
 @contextmanager

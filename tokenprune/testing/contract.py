@@ -12,7 +12,7 @@ from tokenprune.parsing import parse
 from tokenprune.pipeline import StagedStrategy
 from tokenprune.strategy import PruningStrategy
 from tokenprune.testing.random_tokens import random_tokens
-from tokenprune.tokens import FIELD_NAMES, PER_TOKEN_SIGNALS, Selection, Tokens
+from tokenprune.tokens import FIELD_NAMES, HEADS_FIRST, PER_TOKEN_SIGNALS, Selection, Tokens
 
 
 class ContractError(AssertionError):
@@ -73,6 +73,8 @@ def check_facts(strategy: PruningStrategy) -> None:
     _require(not unknown, strategy, f"needs or uses {unknown}, which are no fields of Tokens")
     _require(strategy.site in ("tower", "projector", "decoder"), strategy, f"site is {strategy.site!r}")
     _require(strategy.positions in ("original", "compact"), strategy, f"positions is {strategy.positions!r}")
+    in_decoder = strategy.site == "decoder" and (not isinstance(strategy.layer, int) or strategy.layer < 1)
+    _require(not in_decoder, strategy, f"acts in the decoder, so layer must be at least 1, got {strategy.layer!r}")
     for final in ("select", "select_batch", "count", "_checked", "_check_input"):
         same = getattr(type(strategy), final) is getattr(PruningStrategy, final)
         _require(same, strategy, f"overrides {final}, which is final; write _select or _select_batch")
@@ -171,7 +173,7 @@ def check_equivariant(strategy: PruningStrategy) -> None:
 def _permuted(name: str, value: torch.Tensor | None, shuffle: torch.Tensor) -> torch.Tensor | None:
     if value is None:
         return None
-    return value[:, shuffle] if name == "cls_attention" else value[shuffle]
+    return value[:, shuffle] if name in HEADS_FIRST else value[shuffle]
 
 
 def check_batch(strategy: PruningStrategy) -> None:

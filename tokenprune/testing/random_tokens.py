@@ -34,14 +34,17 @@ def random_tokens(
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
 
-    attention = torch.rand((4, n), generator=draw, dtype=torch.float64)
+    def attention() -> torch.Tensor:
+        rows = torch.rand((4, n), generator=draw, dtype=torch.float64)
+        return (rows / rows.sum(1, keepdim=True)).to(dtype)
+
     return Tokens(
         normal(n, width),
         text=normal(text, width),
         question=torch.arange(text) >= text // 2,
         grid=(rows, columns),
         key=seed,
-        cls_attention=(attention / attention.sum(1, keepdim=True)).to(dtype),
+        cls_attention=attention(),
         vision_states=normal(n, width),
         vision_keys=normal(n, 8),
         vision_cls=normal(1, width),
@@ -49,5 +52,6 @@ def random_tokens(
         vision_last_cls=normal(2, 12),
         clip_visual=normal(n, 10),
         clip_text=normal(2, 10),
+        decoder_attention=attention(),
         project=torch.tanh,
     )

@@ -1,0 +1,291 @@
+"""A language model written out layer by layer, for comparison with pruning inside the decoder: no cache, no padding.
+
+Nothing of it comes from the package or from transformers except the weights: attention, rotary embedding, masks and
+positions are made here, and every step runs the whole sequence again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.models.oracle import ByContent, features_of
+from tokenprune import PruningStrategy, Selection, Tokens, prune
+from tokenprune.models import Record
+from tokenprune.models.vision import image_keys
+from tokenprune.strategy import PositionPolicy
+
+
+class View(NamedTuple):
+    """What a rule may look at, of the prompt's columns that are left before layer `layer`."""
+
+    layer: int
+    attention: Tensor  # (heads, columns, columns), of the layer before
+    keys: Tensor  # (key heads, columns, width), of the layer before
+    hidden: Tensor  # (columns, width)
+    next_attention: Callable[[], Tensor]  # (heads, columns), last row of this layer
+    normed: Tensor  # (columns, width), `hidden` behind the final norm
+    images: list[Tensor]  # columns of each image's tokens
+    original: list[Tensor]  # their original indices
+    keys_of_images: list[int]
+
+
+Rule = Callable[[View], list[Tensor]]
+"""From a view to the tokens of each image that stay, as places among those that are left."""
+
+
+class Stage(NamedTuple):
+    """A rule, where it acts and what it does to positions."""
+
+    layer: int
+    policy: PositionPolicy
+    rule: Rule
+
+
+class Expected(NamedTuple):
+    """One row: logits of every step, greedy tokens, original indices kept per image, columns entering each layer."""
+
+    logits: Tensor
+    tokens: Tensor
+    kept: list[Tensor]
+    lengths: list[int]
+
+
+@dataclass(frozen=True, repr=False)
+class InDecoder(ByContent):
+    """Keeps 3 to 11 random tokens inside the decoder, how many and which depending on the image alone."""
+
+    name: ClassVar[str] = "in_decoder"
+    site = "decoder"
+    layer: int = 2
+
+
+@dataclass(frozen=True, repr=False)
+class Attended(InDecoder):
+    """As many of the most attended tokens."""
+
+    name: ClassVar[str] = "attended"
+    needs = frozenset({"key", "decoder_attention"})
+
+    def _select(self, tokens: Tokens) -> Selection:
+        assert tokens.decoder_attention is not None
+        order = tokens.decoder_attention.mean(0).argsort(descending=True, stable=True)
+        return Selection(indices=order[: self.count(tokens)].sort().values, total=tokens.n)
+
+
+def by_content(strategy: InDecoder) -> Rule:
+    return lambda view: [
+        strategy.select(Tokens(torch.zeros(len(image), 1), key=key)).indices
+        for image, key in zip(view.images, view.keys_of_images, strict=True)
+    ]
+
+
+def most_attended(count: Callable[[int, int], int], *, following: bool = False) -> Rule:
+    """The rule of FastV, or with `following` that of PyramidDrop; `count` maps (image key, tokens left) to a number."""
+
+    def rule(view: View) -> list[Tensor]:
+        row = view.next_attention() if following else view.attention[:, -1]
+        kept = []
+        for image, key in zip(view.images, view.keys_of_images, strict=True):
+            scores = row[:, image].mean(0).tolist()
+            ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+            kept.append(torch.tensor(sorted(ranked[: min(count(key, len(scores)), len(scores))])))
+        return kept
+
+    return rule
+
+
+class Decoder:
+    """The hand-made language model of a tiny LLaVA."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.text = model.model.language_model
+        config = self.text.config
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.width = config.hidden_size // self.heads
+        self.frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(0, self.width, 2) / self.width)
+
+    def norm(self, x: Tensor, module: Any) -> Tensor:
+        scaled: Tensor = module.weight * x / (x.square().mean(-1, keepdim=True) + module.variance_epsilon).sqrt()
+        return scaled
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        angles = positions[:, None].float() * self.frequencies
+        a, b = x[..., : self.width // 2], x[..., self.width // 2 :]
+        return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=-1)
+
+    def queries_keys(self, x: Tensor, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.text.layers[layer]
+        x = self.norm(x, block.input_layernorm)
+        q = block.self_attn.q_proj(x).view(-1, self.heads, self.width).transpose(0, 1)
+        k = block.self_attn.k_proj(x).view(-1, self.groups, self.width).transpose(0, 1)
+        return self.rotate(q, positions), self.rotate(k, positions)
+
+    def attention(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = q @ k.repeat_interleave(self.heads // self.groups, 0).transpose(1, 2) / self.width**0.5
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        weights: Tensor = scores.masked_fill(~causal, -torch.inf).softmax(-1)
+        return weights
+
+    def run_layer(self, x: Tensor, layer: int, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, attention (heads, n, n) and keys (groups, n, width)."""
+        block = self.text.layers[layer]
+        q, k = self.queries_keys(x, layer, positions)
+        v = block.self_attn.v_proj(self.norm(x, block.input_layernorm)).view(-1, self.groups, self.width)
+        weights = self.attention(q, k)
+        mixed = weights @ v.transpose(0, 1).repeat_interleave(self.heads // self.groups, 0)
+        x = x + block.self_attn.o_proj(mixed.transpose(0, 1).flatten(1))
+        y = self.norm(x, block.post_attention_layernorm)
+        mlp = block.mlp
+        return x + mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(y)) * mlp.up_proj(y)), weights, k
+
+
+@torch.no_grad()
+def expected_row(
+    model: Any,
+    ids: Tensor,
+    features: Sequence[Tensor],
+    before: Sequence[Tensor],
+    keys: list[int],
+    stages: Sequence[Stage],
+    *,
+    policy: PositionPolicy = "original",
+    steps: int = 4,
+) -> Expected:
+    """Greedy decoding of one prompt without padding.
+
+    `features` are each image's projected tokens, `before` what of them enters the language model, and `policy` how
+    positions are made there.
+    """
+    decoder, table = Decoder(model), model.get_input_embeddings()
+    columns: list[Tensor] = []
+    places: list[int] = []
+    images: list[list[int]] = [[] for _ in features]
+    image = token = 0
+    for column, value in enumerate(ids.tolist()):
+        if value != model.config.image_token_id:
+            columns.append(table.weight[value])
+            places.append(column)
+            continue
+        if token in before[image].tolist():
+            images[image].append(len(columns))
+            columns.append(features[image][token])
+            places.append(column)
+        token += 1
+        if token == len(features[image]):
+            image, token = image + 1, 0
+    if policy == "compact":
+        places = list(range(len(places)))
+    prompt = len(columns)
+    logits: list[Tensor] = []
+    chosen: list[int] = []
+    kept: list[Tensor] = []
+    lengths: list[int] = []
+    for step in range(steps):
+        x = torch.stack([*columns, *(table.weight[token] for token in chosen)])
+        positions = torch.tensor([*places, *(places[-1] + 1 + i for i in range(step))])
+        alive = torch.arange(prompt)  # columns of the prompt that are left
+        current, original = [torch.tensor(i) for i in images], list(before)
+        lengths = []
+        attention = keys_before = torch.empty(0)
+        for layer in range(len(decoder.text.layers)):
+            for stage in (s for s in stages if s.layer == layer):
+                n = len(alive)
+                here = [torch.searchsorted(alive, image) for image in current]
+
+                def following(x: Tensor = x, layer: int = layer, positions: Tensor = positions, n: int = n) -> Tensor:
+                    q, k = decoder.queries_keys(x[:n], layer, positions[:n])
+                    return decoder.attention(q, k)[:, -1]
+
+                normed = decoder.norm(x[:n], decoder.text.norm)
+                view = View(
+                    layer, attention[:, :n, :n], keys_before[:, :n], x[:n], following, normed, here, original, keys
+                )
+                stay = torch.ones(len(x), dtype=torch.bool)
+                for number, rows in enumerate(stage.rule(view)):
+                    stay[here[number]] = False
+                    stay[here[number][rows]] = True
+                    current[number], original[number] = current[number][rows], original[number][rows]
+                alive = alive[stay[:n]]
+                x, positions = x[stay], positions[stay]
+                if stage.policy == "compact":
+                    positions = torch.arange(len(positions))
+            lengths.append(len(alive))
+            x, attention, keys_before = decoder.run_layer(x, layer, positions)
+        kept = original if step == 0 else kept
+        logits.append(model.lm_head(decoder.norm(x[-1], decoder.text.norm)))
+        chosen.append(int(logits[-1].argmax()))
+    return Expected(torch.stack(logits), torch.tensor(chosen), kept, lengths)
+
+
+def expected_rows(
+    model: Any,
+    inputs: dict[str, Tensor],
+    stages: Sequence[Stage],
+    *,
+    before: PruningStrategy | None = None,
+    policy: PositionPolicy = "original",
+    steps: int = 4,
+) -> list[Expected]:
+    """`expected_row` for every row of a batch."""
+    features = features_of(model, inputs)
+    keys = list(image_keys(inputs["pixel_values"]))
+    rows, start = [], 0
+    for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+        ids = ids[mask.bool()]
+        count = int((ids == model.config.image_token_id).sum()) // 16
+        mine = slice(start, start + count)
+        start += count
+        first = [
+            torch.arange(len(f)) if before is None else before.select(Tokens(f, key=key)).indices
+            for f, key in zip(features[mine], keys[mine], strict=True)
+        ]
+        rows.append(expected_row(model, ids, features[mine], first, keys[mine], stages, policy=policy, steps=steps))
+    return rows
+
+
+def check_decoder(
+    model: Any,
+    inputs: dict[str, Tensor],
+    strategy: PruningStrategy,
+    stages: Sequence[Stage],
+    *,
+    positions: PositionPolicy | None,
+    before: PruningStrategy | None = None,
+    policy: PositionPolicy = "original",
+    steps: int = 4,
+    tolerance: float = 1e-5,
+    **settings: Any,
+) -> Record:
+    """Greedy generate and a plain forward equal the reference: logits of every step, tokens, kept indices, caches."""
+    with prune(model, strategy, positions=positions) as record:
+        output = model.generate(
+            **inputs,
+            max_new_tokens=steps,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **settings,
+        )
+        generated = list(record.images)
+        forward = model(**inputs).logits.detach()
+    logits = torch.stack(output.logits, dim=1)
+    length = inputs["input_ids"].shape[1]
+    rows = expected_rows(model, inputs, stages, before=before, policy=policy, steps=steps)
+    for row, expected in enumerate(rows):
+        worst = (logits[row] - expected.logits).abs().max()
+        assert worst <= tolerance, f"row {row}: off by {worst}"
+        assert (forward[row, -1] - expected.logits[0]).abs().max() <= tolerance
+        assert torch.equal(output.sequences[row, length:], expected.tokens)
+        mine = [image for image in generated if image.prompt == row]
+        assert [image.indices.tolist() for image in mine] == [indices.tolist() for indices in expected.kept]
+        text = int(inputs["attention_mask"][row].sum()) - 16 * len(mine)
+        entering = [sum(counts) + text for counts in zip(*(image.layer_tokens for image in mine), strict=True)]
+        assert entering == (expected.lengths if mine else [])
+    for layer in range(len(model.model.language_model.layers)):
+        longest = max(expected.lengths[layer] for expected in rows)
+        assert int(output.past_key_values.get_seq_length(layer)) == longest + steps - 1, f"cache of layer {layer}"
+    return record

@@ -1,0 +1,221 @@
+"""Pruning inside the language model: what happens before each decoder layer during one call."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+
+from tokenprune.models.adapter import Adapter
+from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.layout import Layout, entering, shorten
+from tokenprune.models.plan import Cut, Plan
+from tokenprune.models.pruning import Pruned
+from tokenprune.models.select import now
+from tokenprune.models.signals import fill_signals, reader_for
+from tokenprune.models.tap import tap
+from tokenprune.tokens import DECODER_SIGNALS, StageCount
+
+LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Step(NamedTuple):
+    """What the layers behind a cut get during one forward."""
+
+    mask: Any
+    rotary: tuple[Tensor, Tensor]
+
+
+class DecoderRun:
+    """One call of the model. `before_layer` stands in front of every decoder layer from `first` on.
+
+    The first forward is the prefill: at each cut's layer tokens are chosen and hidden states gathered, and all later
+    layers get masks and positions of the shorter sequence. In the forwards that follow nothing is chosen any more;
+    layers behind a cut get a mask that fits their own, shorter cache.
+
+    Attributes:
+        layout: the sequences as they are behind the last cut.
+        tokens: the visual tokens of each image behind the last cut.
+        counts: for each image the number of visual tokens that enter each decoder layer.
+        stages: for each image what each stage did.
+        seconds: spent on choosing.
+        finished: True when every cut has been made.
+    """
+
+    def __init__(self, adapter: Adapter, plan: Plan, before: Pruned, report: Callable[["DecoderRun"], None]) -> None:
+        self.adapter = adapter
+        self.plan = plan
+        self.cuts = {cut.layer: cut for cut in plan.cuts}
+        self.first = plan.cuts[0].layer - 1
+        self.before = before
+        self.report = report
+        self.layout = entering(before.prompt, before.pruned, before.selections)
+        pairs = list(zip(before.prompt.tokens(), before.selections, strict=True))
+        self.tokens = [tokens.take(s.indices, features=s.features) for tokens, s in pairs]
+        self.counts: list[list[int]] = [[] for _ in pairs]
+        self.stages = [_first_stages(plan, s.stages, tokens.n, s.kept) for tokens, s in pairs]
+        self.seconds = before.seconds
+        self.finished = False
+        self.copies = 1
+        self.cache: Any = None
+        self.forwards = 0
+        self.appended = 0
+        self.made: list[tuple[int, Layout]] = []  # layouts behind the cuts that dropped something
+        self.step: dict[int, Step] = {}
+        self.taps = ExitStack()
+        self.seen: list[Any] = []
+
+    def close(self) -> None:
+        """Take away what is still open, after an error too."""
+        self.taps.close()
+
+    def check_finished(self) -> None:
+        """Raise when visual tokens went by and a stage did not fire.
+
+        Raises:
+            RuntimeError: naming the layers.
+        """
+        if not self.finished:
+            layers = ", ".join(str(cut.layer) for cut in self.plan.cuts)
+            raise RuntimeError(
+                f"prune: visual tokens went through the language model but the stages at decoder layer {layers} did "
+                "not fire: the decoder layers were not called as usual; call model.generate(...) or model(...)"
+            )
+
+    def before_layer(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall | None:
+        """The forward pre-hook of one layer: None leaves the call as it is."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        if layer == self.first:
+            self._begin(hidden, kwargs)
+        if self.forwards == 1:
+            hidden = self._prefill(layer, hidden, kwargs)
+        behind = [made for made in self.made if made[0] <= layer]
+        if not behind:
+            return None
+        cut, layout = behind[-1]
+        if cut not in self.step:
+            self.step[cut] = self._continue(cut, layout, hidden, kwargs)
+        step = self.step[cut]
+        # Attention reads positions from the rotary embedding. Gaps in `position_ids` mean packed sequences to Flash.
+        changed = {"attention_mask": step.mask, "position_embeddings": step.rotary, "position_ids": None}
+        if args:
+            return (hidden, *args[1:]), {**kwargs, **changed}
+        return args, {**kwargs, **changed, "hidden_states": hidden}
+
+    def _begin(self, hidden: Tensor, kwargs: Mapping[str, Any]) -> None:
+        """A new forward: is it the prefill or one more token?"""
+        self.forwards += 1
+        self.step = {}
+        rows, length = hidden.shape[:2]
+        prompts, prompt_length = self.layout.mask.shape
+        if self.forwards == 1:
+            if length != prompt_length or rows % prompts:
+                raise UnsupportedError(
+                    f"prune: the language model got {rows} rows of {length} columns for {prompts} prompts of "
+                    f"{prompt_length}; a prompt must go through it in one piece"
+                )
+            self.copies, self.cache = rows // prompts, kwargs.get("past_key_values")
+            return
+        self.appended += length
+        if length != 1 or self.cache is None or kwargs.get("past_key_values") is not self.cache:
+            raise UnsupportedError(
+                f"prune: after the prompt the language model got {length} columns with "
+                f"{'another' if self.cache is not None else 'no'} cache; inside the decoder only plain decoding with "
+                "one cache, token by token, can be pruned"
+            )
+
+    def _prefill(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        self.taps.close()  # what was read at the layer before is in `seen`
+        if layer in self.cuts:
+            hidden = self._cut(self.cuts[layer], hidden, kwargs)
+        following = self.cuts.get(layer + 1)
+        if following is not None:
+            reader = reader_for(following.wants, self.layout, self.copies)
+            if reader is not None:
+                self.seen = self.taps.enter_context(tap(self.adapter.decoder_attention[layer], reader))
+        if layer == self.plan.cuts[-1].layer:
+            self._finish()
+        return hidden
+
+    def _cut(self, cut: Cut, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Choose, and gather what stays."""
+        for counts, tokens in zip(self.counts, self.tokens, strict=True):
+            counts.extend([tokens.n] * (cut.layer - len(counts)))
+        start = now(hidden.device)
+        with torch.no_grad():
+            self.tokens = fill_signals(self.tokens, cut.wants, self.layout, self.seen)
+        self.seen = []
+        total = [tokens.n for tokens in self.tokens]
+        kept = [torch.arange(n, device=self.layout.mask.device) for n in total]
+        for stage in cut.stages:
+            for i, selection in enumerate(stage.select_batch(self.tokens)):
+                rows = selection.indices.sort().values  # in the decoder tokens keep their order
+                self.stages[i].append(
+                    StageCount(stage=repr(stage), tokens_in=self.tokens[i].n, tokens_out=selection.kept)
+                )
+                self.tokens[i] = self.tokens[i].take(rows)
+                kept[i] = kept[i][rows.to(kept[i].device)]
+        self.tokens = [replace(tokens, **dict.fromkeys(DECODER_SIGNALS)) for tokens in self.tokens]  # type: ignore[arg-type]
+        if all(rows.shape[0] == n for rows, n in zip(kept, total, strict=True)):
+            self.seconds += now(hidden.device) - start
+            return hidden
+        self.layout, source = shorten(self.layout, kept, cut.policy)
+        self.seconds += now(hidden.device) - start
+        source = self._for_beams(source).to(hidden.device)
+        hidden = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        current = self.step[self.made[-1][0]].rotary if self.made else kwargs["position_embeddings"]
+        if cut.policy == "original":
+            rotary = _gathered(current, source)
+        else:
+            rotary = self.adapter.decoder.rotary_emb(hidden, position_ids=self._for_beams(self.layout.positions))
+        self.made.append((cut.layer, self.layout))
+        self.step[cut.layer] = Step(self._mask(cut.layer, self.layout, hidden), rotary)
+        return hidden
+
+    def _continue(self, cut: int, layout: Layout, hidden: Tensor, kwargs: dict[str, Any]) -> Step:
+        """One more token behind a cut."""
+        rotary = kwargs["position_embeddings"]
+        if layout.shift is not None:
+            shift = self._for_beams(layout.shift)[:, None].to(hidden.device)
+            rotary = self.adapter.decoder.rotary_emb(hidden, position_ids=kwargs["position_ids"] - shift)
+        return Step(self._mask(cut, layout, hidden), rotary)
+
+    def _mask(self, cut: int, layout: Layout, hidden: Tensor) -> Any:  # noqa: ANN401
+        """The library's own mask, sized by the cache of the cut's layer."""
+        valid = self._for_beams(layout.mask).to(hidden.device)
+        new = valid.new_ones((valid.shape[0], self.appended))
+        mask: Any = create_causal_mask(
+            config=self.adapter.decoder.config,
+            inputs_embeds=hidden,
+            attention_mask=torch.cat([valid, new], dim=1),
+            past_key_values=self.cache,
+            position_ids=None,
+            layer_idx=cut,
+        )
+        return mask
+
+    def _for_beams(self, value: Tensor) -> Tensor:
+        return value if self.copies == 1 else value.repeat_interleave(self.copies, dim=0)
+
+    def _finish(self) -> None:
+        layers = len(self.adapter.decoder_layers)
+        for counts, tokens in zip(self.counts, self.tokens, strict=True):
+            counts.extend([tokens.n] * (layers - len(counts)))
+        self.finished = True
+        self.report(self)
+
+
+def _gathered(rotary: tuple[Tensor, Tensor], source: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary embeddings of the slots that stay."""
+    cos, sin = (part.expand(source.shape[0], -1, -1) for part in rotary)
+    index = source.to(cos.device).unsqueeze(-1).expand(-1, -1, cos.shape[-1])
+    return cos.gather(1, index), sin.gather(1, index)
+
+
+def _first_stages(plan: Plan, stages: tuple[StageCount, ...], tokens_in: int, kept: int) -> list[StageCount]:
+    if plan.before is None or stages:
+        return list(stages)
+    return [StageCount(stage=repr(plan.before), tokens_in=tokens_in, tokens_out=kept)]

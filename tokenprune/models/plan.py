@@ -1,0 +1,75 @@
+"""Which stages of a strategy act before the language model, and which inside it at what layer."""
+
+from dataclasses import dataclass
+
+from tokenprune.pipeline import Pipeline, StagedStrategy
+from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What is dropped at one decoder layer: stages that share a layer run one after another there.
+
+    Attributes:
+        layer: the first layer that gets fewer tokens, counted from 0.
+        stages: the stages.
+        policy: how the positions of what is left are made.
+    """
+
+    layer: int
+    stages: tuple[PruningStrategy, ...]
+    policy: PositionPolicy
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """Fields of `Tokens` that the stages take."""
+        return frozenset[str]().union(*(stage.needs | stage.uses for stage in self.stages))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A strategy, taken apart.
+
+    Attributes:
+        strategy: the whole.
+        before: the part that acts before the language model, or None.
+        policy: how positions are made before the language model.
+        cuts: the parts inside it, layers ascending.
+    """
+
+    strategy: PruningStrategy
+    before: PruningStrategy | None
+    policy: PositionPolicy
+    cuts: tuple[Cut, ...]
+
+    @property
+    def final_policy(self) -> PositionPolicy:
+        """The policy of the last part, for the record."""
+        return self.cuts[-1].policy if self.cuts else self.policy
+
+
+def make_plan(strategy: PruningStrategy, positions: PositionPolicy | None = None) -> Plan:
+    """Take a strategy apart by site.
+
+    Args:
+        strategy: any strategy.
+        positions: one policy for all parts; None gives each part that of its authors.
+
+    Raises:
+        ValueError: when `positions` is unknown.
+    """
+    if positions is not None:
+        check_choice("prune", "positions", positions, ("original", "compact"))
+    stages = strategy.stages if isinstance(strategy, StagedStrategy) else (strategy,)
+    inside = [stage for stage in stages if stage.site == "decoder"]
+    if not inside:
+        return Plan(strategy=strategy, before=strategy, policy=positions or strategy.positions, cuts=())
+    outside = [stage for stage in stages if stage.site != "decoder"]
+    before = Pipeline(outside) if len(outside) > 1 else outside[0] if outside else None
+    cuts = []
+    for layer in sorted({stage.layer or 0 for stage in inside}):
+        group = tuple(stage for stage in inside if stage.layer == layer)
+        cuts.append(Cut(layer=layer, stages=group, policy=positions or group[-1].positions))
+    # Without a stage before the language model nothing is dropped there, and both policies are the same.
+    first = "original" if before is None else before.positions
+    return Plan(strategy=strategy, before=before, policy=positions or first, cuts=tuple(cuts))
