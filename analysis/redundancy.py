@@ -1,0 +1,248 @@
+"""How redundant visual and text tokens are, measured alike: cosines, near-duplicates, rank of the cloud."""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenprune.analysis.images import AnalysedImage
+from tokenprune.analysis.intervals import over_images, summarise
+from tokenprune.analysis.spectrum import effective_rank, participation_ratio, unit_rows
+from tokenprune.evaluate.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BINS = 80
+"""Bins of the histogram of cosines over [-1, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls:
+    """Which confounders a comparison of visual and text tokens takes out, in this order.
+
+    Args:
+        unique: drop repeated vectors first (a word that occurs twice has one embedding twice).
+        equal_counts: subsample the larger side to the size of the smaller one, since more tokens have more neighbours
+            and a smaller rank per token.
+        unit: scale every token to length 1, so that the spread of norms does not rule the spectrum.
+        centre: subtract the mean token of each side, since a common direction makes all cosines large.
+        draws: subsamples that are averaged.
+        seed: of the subsamples; the draw of an image depends on its id, not on the order of images.
+
+    Raises:
+        ValueError: when draws is not positive.
+    """
+
+    unique: bool = True
+    equal_counts: bool = True
+    unit: bool = True
+    centre: bool = True
+    draws: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"Controls: draws must be 1 or more, got {self.draws}; 8 is a good number")
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call it."""
+        parts = {"unique": self.unique, "equal counts": self.equal_counts, "unit": self.unit, "centred": self.centre}
+        return ", ".join(name for name, used in parts.items() if used) or "as they are"
+
+
+NO_CONTROLS = Controls(unique=False, equal_counts=False, unit=False, centre=False, draws=1)
+"""The tokens as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedundancyMeasures:
+    """One cloud of tokens.
+
+    Attributes:
+        tokens: how many tokens were measured.
+        mean_cosine: mean cosine over pairs.
+        cosine_q05: 5% quantile of the pairs' cosines.
+        cosine_q95: 95% quantile.
+        neighbours: share of tokens that have another one with a cosine above tau.
+        rank_share: effective rank over number of tokens.
+        participation_share: participation ratio over number of tokens.
+        norm_spread: standard deviation of the norms over their mean, before any scaling.
+    """
+
+    tokens: float
+    mean_cosine: float
+    cosine_q05: float
+    cosine_q95: float
+    neighbours: float
+    rank_share: float
+    participation_share: float
+    norm_spread: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RedundancyReport:
+    """Visual against text tokens over a data set.
+
+    Attributes:
+        controls: what was taken out.
+        tau: cosine above which two tokens count as near-duplicates.
+        ids: the images.
+        visual, text: by name of a measure, its mean over images with a 95% interval.
+        difference: visual minus text, paired by image. The interval speaks of new images with such prompts: words that
+            all prompts share do not vary between images.
+        histogram: float (2, bins), share of pairs per bin of cosine, mean over images; visual, then text.
+    """
+
+    controls: Controls
+    tau: float
+    ids: tuple[str, ...]
+    visual: Mapping[str, Interval]
+    text: Mapping[str, Interval]
+    difference: Mapping[str, Interval]
+    histogram: npt.NDArray[np.float64]
+
+    def plot(self, ax: "Axes") -> "Axes":
+        """The two distributions of pairwise cosine."""
+        edges = np.linspace(-1.0, 1.0, BINS + 1)
+        looks = (("visual tokens", "#0072B2", self.visual), ("text tokens", "#D55E00", self.text))
+        for (name, colour, means), heights in zip(looks, self.histogram, strict=True):
+            mean = means["mean_cosine"].value
+            ax.stairs(heights, edges, fill=True, color=colour, alpha=0.45, label=f"{name}, mean {mean:.2f}")
+            ax.axvline(mean, color=colour, linewidth=1.2)
+        ax.axvline(self.tau, color="#555555", linestyle="--", linewidth=0.8, label=f"tau = {self.tau:g}")
+        ax.set_xlim(-1.0, 1.0)
+        ax.set_xlabel("cosine of two tokens of one image")
+        ax.set_ylabel("share of pairs")
+        ax.set_title(self.controls.label, loc="left")
+        ax.legend(loc="upper left")
+        return ax
+
+
+def measure_redundancy(x: Float[Tensor, "n d"], *, tau: float = 0.9) -> RedundancyMeasures:
+    """Measure one cloud of tokens as it is.
+
+    Args:
+        x: (n, d), n >= 2.
+        tau: cosine above which two tokens count as near-duplicates, in (-1, 1).
+
+    Raises:
+        ValueError: when there are fewer than two tokens, or tau is out of range.
+
+    Examples:
+        >>> found = measure_redundancy(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]]))
+        >>> round(found.mean_cosine, 6), found.neighbours
+        (0.333333, 1.0)
+    """
+    return _measure(x, x, tau)[0]
+
+
+def analyse_redundancy(
+    images: Iterable[AnalysedImage], controls: Controls | None = None, *, tau: float = 0.9
+) -> RedundancyReport:
+    """Compare the redundancy of visual tokens (projector output) and text tokens (input embeddings), image by image.
+
+    Only numbers are kept of each image, so any stream will do.
+
+    Args:
+        images: every image needs a text.
+        controls: confounders to take out; None takes all out. `NO_CONTROLS` takes none.
+        tau: see `measure_redundancy`.
+
+    Raises:
+        ValueError: when there is no image, or one has no text or fewer than two (distinct) text tokens.
+    """
+    controls = Controls() if controls is None else controls
+    ids: list[str] = []
+    sides: tuple[list[RedundancyMeasures], list[RedundancyMeasures]] = ([], [])
+    histogram = np.zeros((2, BINS))
+    for image in images:
+        if image.tokens.text is None:
+            raise ValueError(f"analyse_redundancy: image {image.id!r} has no Tokens.text; give the prompt's embeddings")
+        ids.append(image.id)
+        clouds = (image.tokens.visual, image.tokens.text)
+        for side, (measured, shares) in enumerate(_controlled(clouds, image.id, controls, tau)):
+            sides[side].append(measured)
+            histogram[side] += shares
+    visual, text = (summarise(side, ids) for side in sides)
+    difference = {
+        name: over_images([getattr(a, name) - getattr(b, name) for a, b in zip(*sides, strict=True)], ids)
+        for name in visual
+    }
+    return RedundancyReport(
+        controls=controls,
+        tau=tau,
+        ids=tuple(ids),
+        visual=visual,
+        text=text,
+        difference=difference,
+        histogram=histogram / len(ids),
+    )
+
+
+_Measured = tuple[RedundancyMeasures, npt.NDArray[np.float64]]
+
+
+def _controlled(clouds: tuple[Tensor, Tensor], name: str, controls: Controls, tau: float) -> list[_Measured]:
+    raw = [cloud.detach().double() for cloud in clouds]
+    if controls.unique:
+        raw = [torch.unique(cloud + 0.0, dim=0) for cloud in raw]  # + 0.0: a negative zero equals a positive one
+    sizes = [cloud.shape[0] for cloud in raw]
+    if min(sizes) < 2:
+        raise ValueError(
+            f"analyse_redundancy: image {name!r} has {sizes[0]} visual and {sizes[1]} text tokens to compare, but "
+            "two of each are needed; give a longer prompt"
+        )
+    rng = np.random.default_rng([controls.seed, zlib.crc32(name.encode())])
+    results: list[_Measured] = []
+    for cloud in raw:
+        size = min(sizes) if controls.equal_counts else cloud.shape[0]
+        # A side that is not subsampled is the same in every draw.
+        draws = controls.draws if size < cloud.shape[0] else 1
+        parts = []
+        for _ in range(draws):
+            rows = np.sort(rng.choice(cloud.shape[0], size, replace=False))
+            part = cloud[torch.from_numpy(rows).to(cloud.device)]
+            used = unit_rows(part) if controls.unit else part
+            parts.append(_measure(used - used.mean(0) if controls.centre else used, part, tau))
+        results.append(_average(parts))
+    return results
+
+
+def _average(parts: list[_Measured]) -> _Measured:
+    rows = [asdict(measured) for measured, _ in parts]
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return replace(parts[0][0], **mean), np.mean([shares for _, shares in parts], axis=0)
+
+
+def _measure(x: Tensor, original: Tensor, tau: float) -> _Measured:
+    if x.ndim != 2 or x.shape[0] < 2:
+        raise ValueError(f"measure_redundancy: x must be (n, d) with two rows or more, got {tuple(x.shape)}")
+    if not -1.0 < tau < 1.0:
+        raise ValueError(f"measure_redundancy: tau must lie between -1 and 1, got {tau}; 0.9 is a common choice")
+    unit = unit_rows(x)
+    n = unit.shape[0]
+    cosine = (unit @ unit.T).cpu().numpy()
+    pairs = cosine[np.triu_indices(n, 1)]
+    np.fill_diagonal(cosine, -np.inf)
+    norms = original.detach().double().norm(dim=-1)
+    low, high = np.quantile(pairs, [0.05, 0.95])
+    measured = RedundancyMeasures(
+        tokens=n,
+        mean_cosine=float(pairs.mean()),
+        cosine_q05=float(low),
+        cosine_q95=float(high),
+        neighbours=float((cosine.max(1) > tau).mean()),
+        rank_share=effective_rank(x) / n,
+        participation_share=participation_ratio(x) / n,
+        norm_spread=float(norms.std(correction=0) / norms.mean()) if float(norms.mean()) > 0.0 else 0.0,
+    )
+    counts = np.histogram(pairs.clip(-1.0, 1.0), bins=BINS, range=(-1.0, 1.0))[0]
+    return measured, counts / pairs.size

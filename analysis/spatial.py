@@ -1,0 +1,199 @@
+"""Where kept tokens stand in the image: heat map, bias towards rows, columns or the centre, recall of objects."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenprune.analysis.cross_scoring import check_strategies
+from tokenprune.analysis.images import AnalysedImage
+from tokenprune.analysis.intervals import summarise
+from tokenprune.evaluate.statistics import Interval
+from tokenprune.strategy import PruningStrategy
+from tokenprune.tokens import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialMeasures:
+    """Where one selection stands. NaN means not defined here.
+
+    Attributes:
+        kept_share: share of the tokens kept.
+        row_shift: mean row of the kept tokens minus that of all tokens, in heights of the raster: 0 without bias,
+            negative towards the top.
+        column_shift: the same for columns, in widths, negative towards the left.
+        centre_ratio: mean distance of the kept tokens from the raster's centre over that of all tokens: 1 without bias,
+            below 1 towards the centre.
+        object_tokens: share of the tokens on annotated objects that are kept.
+        object_lift: `object_tokens` over `kept_share`: 1 by chance.
+        objects_hit: share of the objects of which at least one token is kept.
+    """
+
+    kept_share: float
+    row_shift: float
+    column_shift: float
+    centre_ratio: float
+    object_tokens: float
+    object_lift: float
+    objects_hit: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SpatialReport:
+    """Where a strategy keeps tokens over a data set.
+
+    Attributes:
+        strategy: the strategy.
+        ids: the images.
+        heat: float (rows, columns), share of the images that keep the token at that place.
+        means: by name of a measure, its mean over images with a 95% interval.
+    """
+
+    strategy: PruningStrategy
+    ids: tuple[str, ...]
+    heat: npt.NDArray[np.float64]
+    means: Mapping[str, Interval]
+
+    @property
+    def row_profile(self) -> npt.NDArray[np.float64]:
+        """float (rows,), share of the kept tokens in each row times the number of rows: 1 everywhere when uniform."""
+        return self.heat.sum(1) / self.heat.sum() * self.heat.shape[0]
+
+    @property
+    def column_profile(self) -> npt.NDArray[np.float64]:
+        """The same for columns."""
+        return self.heat.sum(0) / self.heat.sum() * self.heat.shape[1]
+
+    @property
+    def row_bias(self) -> float:
+        """Total variation distance of the rows' shares from uniform: the share of kept tokens to move to even it out.
+
+        Chance alone makes it larger than 0; compare with `random` on the same images.
+        """
+        return float(np.abs(self.row_profile - 1.0).mean() / 2.0)
+
+    @property
+    def column_bias(self) -> float:
+        """The same for columns."""
+        return float(np.abs(self.column_profile - 1.0).mean() / 2.0)
+
+    def plot(self, ax: "Axes") -> "Axes":
+        """The heat map, relative to a uniform one; white is as often as uniform, blue less often, red more often."""
+        relative = self.heat / self.heat.mean()
+        image = ax.imshow(relative, cmap="RdBu_r", vmin=0.0, vmax=2.0)
+        ax.figure.colorbar(image, ax=ax, label="kept, relative to uniform", shrink=0.8, extend="max")
+        ax.set_title(repr(self.strategy), loc="left", fontsize=8)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_xlabel(f"row bias {self.row_bias:.3f}, column bias {self.column_bias:.3f}")
+        ax.grid(visible=False)
+        return ax
+
+
+def measure_spatial(image: AnalysedImage, selection: Selection) -> SpatialMeasures:
+    """Where one selection stands in its image.
+
+    Args:
+        image: its tokens need a `grid`.
+        selection: what was kept of it. For methods that make new tokens, the places that those take.
+
+    Raises:
+        ValueError: when there is no raster, or the selection belongs to another image.
+    """
+    rows, columns = raster(image)
+    tokens = image.tokens
+    if selection.total != tokens.n:
+        raise ValueError(
+            f"measure_spatial: the selection was made from {selection.total} tokens but image {image.id!r} has "
+            f"{tokens.n}; give the image that went into the strategy"
+        )
+    place = tokens.positions.cpu().numpy()
+    y, x = (place // columns + 0.5) / rows, (place % columns + 0.5) / columns
+    radius = np.hypot((y - 0.5) * rows, (x - 0.5) * columns)
+    kept = np.zeros(tokens.n, dtype=bool)
+    kept[selection.indices.cpu().numpy()] = True
+    share, on = float(kept.mean()), image.on_object.cpu().numpy()
+    recall = float(kept[on].mean()) if on.any() else _NAN
+    spread = float(radius.mean())
+    return SpatialMeasures(
+        kept_share=share,
+        row_shift=float(y[kept].mean() - y.mean()),
+        column_shift=float(x[kept].mean() - x.mean()),
+        centre_ratio=float(radius[kept].mean()) / spread if spread > 0.0 else _NAN,
+        object_tokens=recall,
+        object_lift=recall / share,
+        objects_hit=float(np.mean([kept[list(one)].any() for one in image.objects])) if image.objects else _NAN,
+    )
+
+
+def analyse_spatial(images: Iterable[AnalysedImage], strategies: Sequence[PruningStrategy]) -> list[SpatialReport]:
+    """Run strategies over a data set and see where they keep tokens.
+
+    Args:
+        images: from `bundled_images` or `stream_images`; all with the same raster. Used once.
+        strategies: at least one; they must act before the language model.
+
+    Raises:
+        ValueError: when there is no image or no strategy, or rasters differ.
+
+    Examples:
+        >>> import torch
+        >>> from tokenprune import Tokens
+        >>> from tokenprune.baselines import UniformGrid
+        >>> image = AnalysedImage(id="a", tokens=Tokens(torch.eye(16), grid=(4, 4)), objects=((0, 1),))
+        >>> (report,) = analyse_spatial([image], [UniformGrid(4)])
+        >>> float(report.heat.sum()), report.means["kept_share"].value
+        (4.0, 0.25)
+    """
+    check_strategies(strategies, owner="analyse_spatial")
+    ids: list[str] = []
+    measures: list[list[SpatialMeasures]] = [[] for _ in strategies]
+    counts: npt.NDArray[np.float64] = np.zeros((len(strategies), 0))
+    grid: tuple[int, int] | None = None
+    for image in images:
+        found = raster(image)
+        if grid is None:
+            grid, counts = found, np.zeros((len(strategies), found[0] * found[1]))
+        if found != grid:
+            raise ValueError(
+                f"analyse_spatial: image {image.id!r} has a raster of {found[0]} x {found[1]} but the images before it "
+                f"{grid[0]} x {grid[1]}; analyse images of one raster at a time"
+            )
+        ids.append(image.id)
+        place = image.tokens.positions.cpu().numpy()
+        for number, strategy in enumerate(strategies):
+            selection = strategy.select(image.tokens)
+            measures[number].append(measure_spatial(image, selection))
+            counts[number, place[selection.indices.cpu().numpy()]] += 1
+    if grid is None:
+        raise ValueError("analyse_spatial: there are no images; give at least one")
+    return [
+        SpatialReport(
+            strategy=strategy,
+            ids=tuple(ids),
+            heat=counts[number].reshape(grid) / len(ids),
+            means=summarise(measures[number], ids),
+        )
+        for number, strategy in enumerate(strategies)
+    ]
+
+
+def raster(image: AnalysedImage) -> tuple[int, int]:
+    """Rows and columns of an image's raster of tokens.
+
+    Raises:
+        ValueError: when it has none.
+    """
+    if image.tokens.grid is None:
+        raise ValueError(
+            f"image {image.id!r} has no Tokens.grid, so its tokens have no places; leave such images out of spatial "
+            "analyses"
+        )
+    return image.tokens.grid
