@@ -8,18 +8,20 @@ from itertools import count
 
 import numpy as np
 
-from tokenprune.repmax.clones import close_under_order, representatives, spread
+from tokenprune.repmax.clones import close_under_order, fractionality, representatives, spread
 from tokenprune.repmax.distances import Array
 from tokenprune.repmax.greedy import greedy_for
 from tokenprune.repmax.local_search import swap_search
 from tokenprune.repmax.node import Node, branching_point, completion, exclusion_bounds
 from tokenprune.repmax.objective import Indices, Problem
 from tokenprune.repmax.proof import Record, Step
-from tokenprune.repmax.relaxation import relax, tangent_at
+from tokenprune.repmax.relaxation import Tangent, relax, tangent_at
 from tokenprune.repmax.reverse import backward
-from tokenprune.repmax.shift import base_shift, is_concave, residual_shift
+from tokenprune.repmax.shift import base_shift, centring_steps, is_concave, residual_shift
 
 _RESHIFT = 0.75  # a block that shrank to this share of the one its shift was made for gets a new shift
+_STAGES_AT_ROOT, _STAGES = 14, 3  # rounds in which a shift is refined
+_STALL = 0.02  # a round must close this share of the gap to be followed by another
 _WALK = 200  # Frank-Wolfe steps at the root, where nothing is known yet
 _PERTURBATIONS = 12
 _ROUNDS = 4  # tangents per node at most
@@ -177,8 +179,7 @@ class Search:
             node = node.decide(problem, ones, zeros)
             shift = None
             if 1 < node.free.size <= _RESHIFT * node.shift_size:
-                shift = self._better_shift(node)
-                node = replace(node, shift=node.shift if shift is None else shift, shift_size=node.free.size)
+                node, shift = self._reshift(node, _STAGES_AT_ROOT if number == 0 else _STAGES)
             if shift is None and fixed.sum() < 0.1 * before:
                 break
         if not self._complete(node):
@@ -194,21 +195,59 @@ class Search:
         self._close(value)
         return True
 
-    def _better_shift(self, node: Node) -> Array | None:
-        """A shift made for the free block alone, when it promises more than the inherited one."""
-        classes = self.problem.classes[node.free]
-        first = representatives(classes) if self.problem.has_clones else np.arange(node.free.size)
-        block = self.problem.matrix[np.ix_(node.free[first], node.free[first])]
-        base = 0.0 if self.problem.negative_type else base_shift(block)
-        block.flat[:: first.size + 1] += base
-        gain = residual_shift(block)
-        block.flat[:: first.size + 1] += gain
-        shift = spread(gain + base, classes) if self.problem.has_clones else gain + base
-        inside = np.clip(node.warm, 0.0, 1.0)
-        weights = inside * (1.0 - inside)
-        if float(weights @ shift) <= float(weights @ node.shift) or not is_concave(block):
-            return None
-        return shift
+    def _reshift(self, node: Node, stages: int) -> tuple[Node, Array | None]:
+        """A shift made for the free block alone; None in its place when the inherited one stays."""
+        problem, classes = self.problem, self.problem.classes[node.free]
+        first = representatives(classes) if problem.has_clones else np.arange(node.free.size)
+        block = problem.matrix[np.ix_(node.free[first], node.free[first])]
+        inherited = node.shift[first]
+        base = 0.0 if problem.negative_type else base_shift(block)
+        simple = residual_shift(block + np.diag(np.full(first.size, base))) + base
+        weights = fractionality(np.clip(node.warm, 0.0, 1.0), classes)
+        best = self._refine(node, block, [inherited, simple], weights, stages)
+        node = replace(node, shift_size=node.free.size)
+        if best is inherited or not is_concave(block + np.diag(best)):
+            return node, None
+        node = replace(node, shift=spread(best, classes))
+        return node, node.shift
+
+    def _refine(self, node: Node, block: Array, starts: list[Array], weights: Array, stages: int) -> Array:
+        """Alternate between the relaxation and the best shift for its solution; the shift of the lowest bound."""
+        problem, classes = self.problem, self.problem.classes[node.free]
+        places, extra = node.open_places(problem), node.constant + self._slack
+        scale = float(np.abs(block).max(initial=0.0))
+        best = starts[0]
+        if not 0 < places < node.free.size or scale == 0.0 or best.size < 3:
+            return best
+
+        def bound_with(shift: Array, warm: Array) -> Tangent:
+            trial = replace(node, shift=spread(shift, classes))
+            return relax(*trial.shifted(problem), places, warm, stop=self.threshold - extra)
+
+        tangent = bound_with(best, node.warm)
+        for other in starts[1:]:
+            if float(weights @ other) > float(weights @ best):  # else it cannot be better
+                challenger = bound_with(other, tangent.z)
+                if challenger.bound < tangent.bound:
+                    best, tangent = other, challenger
+        lowest, mean = tangent.bound, fractionality(np.clip(tangent.z, 0.0, 1.0), classes)
+        shift = best - 0.3 * np.abs(best) - 1e-6 * scale  # strictly inside
+        barrier = max(float(mean @ np.abs(best)), 1e-4 * scale * float(mean.sum())) / best.size
+        barrier *= 1.0 if stages == _STAGES_AT_ROOT else 0.1
+        for stage in range(stages):
+            if lowest + extra <= self.threshold:
+                break
+            floor = 0.02 * float(mean.mean()) + 1e-12
+            shift = centring_steps(block, shift, np.maximum(mean, 0.0) + floor, barrier, 4)
+            tangent = bound_with(shift, tangent.z)
+            gained = lowest - tangent.bound
+            if gained > 0.0:
+                lowest, best = tangent.bound, shift
+            if stage > 1 and gained < _STALL * (lowest + extra - self.threshold):
+                break
+            mean = 0.6 * mean + 0.4 * fractionality(np.clip(tangent.z, 0.0, 1.0), classes)
+            barrier *= 0.5
+        return best
 
     def _branch(self, node: Node, shift: Array | None) -> None:
         if shift is not None:  # made after the last tangent: the children use it, so the proof must know it

@@ -52,6 +52,14 @@ def spread(values: Array, classes: Classes) -> Array:
     return np.asarray(by_class[inverse])
 
 
+def fractionality(z: Array, classes: Classes) -> Array:
+    """Per class, how much a unit of shift lowers the relaxation at z: (sum_r (2r - 1) z_r - s^2) / 2."""
+    _, inverse = np.unique(classes, return_inverse=True)
+    taken = np.bincount(inverse, z)
+    falls = 0.5 * (np.bincount(inverse, z * (2.0 * ranks(classes) - 1.0)) - taken * taken)
+    return np.asarray(falls[inverse[representatives(classes)]])
+
+
 def close_under_order(
     classes: Classes, ones: NDArray[np.bool_], zeros: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

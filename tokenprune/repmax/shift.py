@@ -8,7 +8,7 @@ Elloumi). The shift must leave a *proof*: `is_concave` is one Cholesky factorisa
 
 import numpy as np
 from scipy.linalg import eigh
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg.lapack import dposv, dpotrf, dpotri
 
 from tokenprune.repmax.distances import Array
 from tokenprune.repmax.relaxation import centred
@@ -72,6 +72,44 @@ def residual_shift(matrix: Array) -> Array:
     # The ridge was added before, so twice of it is taken away: what remains is concave beyond rounding.
     shift: Array = weights * ((1.0 - 1e-6) / largest) - 2.0 * ridge
     return shift if float(shift.sum()) > 0.0 else nothing
+
+
+def centring_steps(matrix: Array, shift: Array, weights: Array, barrier: float, steps: int) -> Array:
+    r"""Newton steps towards the u that maximises $\sum w_iu_i+\mu\log\det(K-\mathrm{diag}\,u)$, K = -A on the plane.
+
+    A shift u lowers the relaxation at z by sum u_i z_i (1 - z_i)/2, so with w_i = z_i (1 - z_i)/2 and mu -> 0 this is
+    the best shift for that z; alternated with the relaxation it approaches the semidefinite bound. The logarithm keeps
+    A + diag u concave all along. O(n^3) per step.
+
+    Args:
+        matrix: (n, n) A.
+        shift: (n,) u to start from, strictly inside: A + diag u negative definite on the plane.
+        weights: (n,) w > 0.
+        barrier: mu > 0.
+        steps: at most so many.
+
+    Returns:
+        (n,) a better u, still inside; the given one when it is not inside or the numbers fail.
+    """
+    kernel = 10.0 * float(np.abs(matrix).max()) - centred(matrix)
+    for _ in range(steps):
+        factor, info = dpotrf(kernel - np.diag(shift), lower=1)
+        if info != 0:
+            return shift
+        inverse = dpotri(factor, lower=1)[0]
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        slope = weights - barrier * np.diagonal(inverse)
+        curvature = barrier * inverse * inverse
+        curvature.flat[:: shift.size + 1] += 1e-10 * float(np.trace(curvature)) / shift.size
+        _, step, info = dposv(curvature, slope)
+        if info != 0:
+            return shift
+        # The Newton decrement: below 1 the full step stays inside, above it a step of that length does.
+        decrement = float(np.sqrt(max(0.0, slope @ step) / barrier))
+        shift = shift + step * (1.0 if decrement <= 0.5 else 0.95 / (decrement + 0.45))
+        if decrement < 0.3:
+            break
+    return shift
 
 
 def base_shift(matrix: Array) -> float:
