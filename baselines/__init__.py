@@ -1,12 +1,14 @@
 """Published methods and controls, one per file; the table in README.md says what each needs and where it deviates."""
 
 from tokenprune.baselines.cdpruner import CDPruner
+from tokenprune.baselines.dart import DART
 from tokenprune.baselines.divprune import DivPrune
 from tokenprune.baselines.fastervlm import FasterVLM
 from tokenprune.baselines.fastv import FastV
 from tokenprune.baselines.grid_pool import GridPool
 from tokenprune.baselines.hired import HiRED
 from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
+from tokenprune.baselines.pyramiddrop import PyramidDrop, PyramidDropStage
 from tokenprune.baselines.random_subset import Random
 from tokenprune.baselines.trim import TRIM
 from tokenprune.baselines.uniform import UniformGrid
@@ -14,6 +16,7 @@ from tokenprune.baselines.visionzip import VisionZip
 from tokenprune.baselines.vispruner import VisPruner
 
 __all__ = [
+    "DART",
     "TRIM",
     "CDPruner",
     "DivPrune",
@@ -23,6 +26,8 @@ __all__ = [
     "HiRED",
     "PruMerge",
     "PruMergePlus",
+    "PyramidDrop",
+    "PyramidDropStage",
     "Random",
     "UniformGrid",
     "VisPruner",

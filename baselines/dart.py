@@ -15,19 +15,26 @@ Defects of the authors' program, reproduced by `official=True`:
 
 Further, whatever the switch: q = N // 8, so a budget of N keeps N + 4 tokens when 8 divides N (`dart_per_pivot`).
 
-Deviations: norms and cosines in float32, ties to the lowest index. With less text than text pivots, or fewer image
-tokens than are to be claimed, what there is is taken; the program stops.
+Deviations: norms and cosines in float32, ties to the lowest index. The strategy meets its budget k exactly: k - 4
+tokens are shared among the 8 pivots, the first ones claim one more where they do not divide; k = N + 4 is the
+program's answer to N. With several images in a prompt, each has its pivots in the text behind it. With less text than
+text pivots, or fewer image tokens than are to be claimed, what there is is taken; the program stops.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, top, unit, working
+from tokenprune.budget import Keep
+from tokenprune.strategy import PruningStrategy, set_keep, set_layer
+from tokenprune.tokens import Selection, Tokens
 
-__all__ = ["DartTokens", "dart", "dart_per_pivot", "dart_pivots"]
+__all__ = ["DART", "DartTokens", "dart", "dart_per_pivot", "dart_pivots"]
 
 
 class DartTokens(NamedTuple):
@@ -102,7 +109,7 @@ def dart(
     *,
     image_start: int,
     n_image: int,
-    per_pivot: int,
+    per_pivot: int | Sequence[int],
     pivot_image: int = 4,
     pivot_text: int = 4,
     official: bool = False,
@@ -114,7 +121,7 @@ def dart(
         keys: (heads, l, head width), keys of layer K - 1 after rotary embedding.
         image_start: position of the first image token.
         n_image: number of image tokens.
-        per_pivot: tokens that each pivot claims (`dart_per_pivot`).
+        per_pivot: tokens that each pivot claims (`dart_per_pivot`), one number for all or one for each in turn.
         pivot_image: number of image pivots.
         pivot_text: number of pivots after the image.
         official: let the pivots claim in the order of a CPython set, as the authors' program does (waits for the
@@ -131,7 +138,8 @@ def dart(
         >>> dart(x, x[None], image_start=0, n_image=4, per_pivot=1, pivot_image=1, pivot_text=0).retained
         tensor([1, 2])
     """
-    check_count("dart", "per_pivot", per_pivot, n_image, lowest=0)
+    for claims in [per_pivot] if isinstance(per_pivot, int) else per_pivot:
+        check_count("dart", "per_pivot", claims, n_image, lowest=0)
     image, text = dart_pivots(
         keys, image_start=image_start, n_image=n_image, pivot_image=pivot_image, pivot_text=pivot_text
     )
@@ -142,10 +150,76 @@ def dart(
     unlikeness = -(rows[pivots] @ rows[image_start : image_start + n_image].T)
     claimed = torch.zeros(n_image, dtype=torch.bool, device=image.device).index_fill(0, image - image_start, True)
     free = n_image - image.shape[0]
-    for row in unlikeness:
-        take = min(per_pivot, free)
+    quotas = [per_pivot] * pivots.shape[0] if isinstance(per_pivot, int) else per_pivot
+    if len(quotas) != pivots.shape[0]:
+        raise ValueError(f"dart: per_pivot has {len(quotas)} numbers for {pivots.shape[0]} pivots; give one per pivot")
+    for row, quota in zip(unlikeness, quotas, strict=True):
+        take = min(quota, free)
         claimed = claimed.index_fill(0, top(row.masked_fill(claimed, -torch.inf), take)[1], True)
         free -= take
     kept = n_image - free
     retained = claimed.int().sort(descending=True, stable=True).indices[:kept].sort().values
     return DartTokens(retained, image, text, pivots)
+
+
+@dataclass(frozen=True, repr=False)
+class DART(PruningStrategy):
+    """Inside the language model, keep a few pivots and the image tokens least like them (DART, EMNLP 2025).
+
+    `keep` are the tokens left at the end: DART with a nominal budget of 128 keeps 132, so `DART(132)`.
+
+    Definition, paper's code and deviations: `tokenprune.baselines.dart`.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float).
+        layer: the first decoder layer with fewer tokens, counted from 0; keys and output of the layer before decide.
+        pivot_image: number of pivots among the image tokens.
+        pivot_text: number of pivots among the text behind the image; they only steer.
+
+    Examples:
+        >>> keys, text = torch.tensor([[1.0], [9.0], [2.0]]), torch.zeros(0, 1)
+        >>> states = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
+        >>> signals = {"decoder_keys": keys, "decoder_states": states}
+        >>> behind = {"decoder_text_keys": text, "decoder_text_states": torch.zeros(0, 2)}
+        >>> DART(keep=2, pivot_image=1).select(Tokens(torch.zeros(3, 2), **signals, **behind)).indices
+        tensor([1, 2])
+    """
+
+    name: ClassVar[str] = "dart"
+    paper: ClassVar[str] = "DART, EMNLP 2025, arXiv 2502.11494"
+    summary: ClassVar[str] = "pivots with large decoder keys, then the tokens least like them"
+    needs = frozenset({"decoder_keys", "decoder_states", "decoder_text_keys", "decoder_text_states"})
+    site = "decoder"
+    positions = "original"
+    equivariant = True
+
+    keep: Keep
+    _: KW_ONLY
+    layer: int = 2
+    pivot_image: int = 4
+    pivot_text: int = 4
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        set_layer(self)
+        check_count("DART", "pivot_image", self.pivot_image, 1_000_000)
+        check_count("DART", "pivot_text", self.pivot_text, 1_000_000, lowest=0)
+
+    def _select(self, tokens: Tokens) -> Selection:
+        parts = (tokens.decoder_keys, tokens.decoder_states, tokens.decoder_text_keys, tokens.decoder_text_states)
+        keys, states, text_keys, text_states = parts
+        if keys is None or states is None or text_keys is None or text_states is None:  # `select` has checked it
+            raise ValueError("DART: needs keys and states of the decoder")
+        k = self.count(tokens)
+        image, text = min(self.pivot_image, k), min(self.pivot_text, text_keys.shape[0])
+        each, more = divmod(k - image, image + text)
+        kept = dart(
+            torch.cat([states, text_states]),
+            torch.cat([keys, text_keys])[None],
+            image_start=0,
+            n_image=tokens.n,
+            per_pivot=[each + (pivot < more) for pivot in range(image + text)],
+            pivot_image=image,
+            pivot_text=text,
+        )
+        return Selection(indices=kept.retained, total=tokens.n)

@@ -13,16 +13,33 @@ Defects of the authors' program: it stops under eager attention and with grouped
 than query heads); here key heads are repeated. Where it runs the selection is the same, so there is no `official`
 switch.
 
-Deviations: scores in float32, ties to the lowest index. In training the program averages over all tokens that
-precede an answer; pruning uses the last instruction token.
+Deviations: scores in float32, ties to the lowest index; the strategy rounds shares half up (the program cuts them
+off). In training the program averages over all tokens that precede an answer; pruning uses the last instruction token.
 """
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.budget import Keep, check_keep, keep_count
+from tokenprune.pipeline import StagedStrategy, run_stages
+from tokenprune.strategy import PruningStrategy, set_keep, set_layer
+from tokenprune.tokens import Selection, Tokens
 
-__all__ = ["LAYERS", "RATIOS", "pyramiddrop", "pyramiddrop_counts", "pyramiddrop_score"]
+__all__ = [
+    "LAYERS",
+    "RATIOS",
+    "PyramidDrop",
+    "PyramidDropStage",
+    "pyramiddrop",
+    "pyramiddrop_counts",
+    "pyramiddrop_score",
+]
 
 LAYERS = (8, 16, 24)
 RATIOS = (0.5, 0.25, 0.125)
@@ -87,3 +104,107 @@ def pyramiddrop(
     """
     check_count("pyramiddrop", "keep", keep, n_image)
     return top(pyramiddrop_score(query_last, keys, image_start=image_start, n_image=n_image), keep)[0]
+
+
+@dataclass(frozen=True, repr=False)
+class PyramidDropStage(PruningStrategy):
+    """One stage of PyramidDrop: keep the image tokens that the last token attends to most in the layer to come.
+
+    Stages with budgets of their own make other pyramids:
+    `PyramidDropStage(0.6, layer=4) >> PyramidDropStage(0.2, layer=12)`.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float).
+        layer: the first decoder layer with fewer tokens, counted from 0; its own attention decides.
+        power: of n original tokens and a budget of k, n (k / n)^power are kept: how far down the pyramid the stage is.
+
+    Examples:
+        >>> stage = PyramidDropStage(keep=0.125, layer=8, power=1 / 3)
+        >>> import torch
+        >>> stage.count(Tokens(torch.zeros(576, 2)))
+        288
+    """
+
+    name: ClassVar[str] = "pyramiddrop_stage"
+    paper: ClassVar[str] = "PyramidDrop, CVPR 2025, arXiv 2410.17247 (one stage)"
+    summary: ClassVar[str] = "largest attention of the last token in the decoder layer to come"
+    needs = frozenset({"decoder_next_attention"})
+    site = "decoder"
+    positions = "compact"
+    equivariant = True
+
+    keep: Keep
+    _: KW_ONLY
+    layer: int = 8
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        set_layer(self)
+        # A power is a number in (0, 1], like a share.
+        object.__setattr__(self, "power", check_keep(float(self.power), owner="PyramidDropStage", parameter="power"))
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """The budget, or what is left of the image at this height of the pyramid."""
+        n, kept = tokens.original, keep_count(self.keep, tokens.original)
+        return kept if self.power == 1.0 else math.floor(n * (kept / n) ** self.power + 0.5 + 1e-9)
+
+    def _select(self, tokens: Tokens) -> Selection:
+        if tokens.decoder_next_attention is None:  # `select` has checked it
+            raise ValueError("PyramidDropStage: needs Tokens.decoder_next_attention")
+        scores = working(tokens.decoder_next_attention).mean(0)
+        indices, order = top(scores, self.count(tokens))
+        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PyramidDrop(StagedStrategy):
+    """Inside the language model, drop image tokens in several stages (PyramidDrop, CVPR 2025).
+
+    Each of the S stages leaves the same share of the one before it, so that `keep` are left behind the last: the
+    default leaves 1/2, 1/4 and 1/8. Positions are renumbered at each stage. Which layers fit a model with other than 32
+    is up to the caller. `keep` is no mean over layers; `tokenprune.baselines.layer_budget` converts.
+
+    Definition, paper's code and deviations: `tokenprune.baselines.pyramiddrop`.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float) that survive the last stage.
+        layers: the first decoder layer with fewer tokens of each stage, ascending, counted from 0.
+
+    Examples:
+        >>> import torch
+        >>> [stage.count(Tokens(torch.zeros(576, 2))) for stage in PyramidDrop().stages]
+        [288, 144, 72]
+    """
+
+    name: ClassVar[str] = "pyramiddrop"
+    paper: ClassVar[str] = "PyramidDrop, CVPR 2025, arXiv 2410.17247"
+    summary: ClassVar[str] = "in stages, largest attention of the last token in the decoder layer to come"
+
+    keep: Keep = RATIOS[-1]
+    _: KW_ONLY
+    layers: tuple[int, ...] = LAYERS
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        layers: object = self.layers
+        if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
+            raise TypeError(f"PyramidDrop: layers must be a tuple of ints such as (8, 16, 24), got {layers!r}")
+        object.__setattr__(self, "layers", tuple(layers))
+        if any(later <= earlier for earlier, later in zip(self.layers, self.layers[1:], strict=False)):
+            raise ValueError(f"PyramidDrop: layers must ascend, got {self.layers}")
+        self._derive_facts()
+
+    @property
+    def stages(self) -> tuple[PruningStrategy, ...]:
+        """One stage per layer."""
+        steps = len(self.layers)
+        return tuple(
+            PyramidDropStage(self.keep, layer=layer, power=step / steps) for step, layer in enumerate(self.layers, 1)
+        )
+
+    def _select(self, tokens: Tokens) -> Selection:
+        return run_stages(self.stages, [tokens])[0]
+
+    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        return run_stages(self.stages, batch)

@@ -8,7 +8,7 @@ import torch
 
 from tokenprune.budget import Keep
 from tokenprune.strategy import PositionPolicy, PruningStrategy, Site
-from tokenprune.tokens import TEXT_FIELDS, Selection, StageCount, Tokens
+from tokenprune.tokens import DECODER_SIGNALS, TEXT_FIELDS, Selection, StageCount, Tokens
 
 _SITE_ORDER: dict[str, int] = {"tower": 0, "projector": 1, "decoder": 2}
 
@@ -188,7 +188,8 @@ def _check_stages(stages: Sequence[PruningStrategy]) -> None:
                     f"{layer}); order the stages by layer"
                 )
             layer = stage.layer
-        lost = sorted(stage.needs - TEXT_FIELDS)
+        # Signals of the decoder are those of whatever tokens get there.
+        lost = sorted(stage.needs - TEXT_FIELDS - frozenset(DECODER_SIGNALS))
         if merged_by is not None and lost:
             raise ValueError(
                 f"Pipeline: {stage!r} needs Tokens.{lost[0]} of the original tokens, but {merged_by!r} before it makes "

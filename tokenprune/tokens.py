@@ -49,6 +49,11 @@ class Tokens:
         clip_text: float (s, p), CLIP text embeddings of the prompt, one row per segment, not normalised.
         decoder_attention: float (h, n), for stages inside the language model that act at layer K: attention of the
             prompt's last token to the visual tokens, in layer K - 1.
+        decoder_next_attention: float (h, n), the same for layer K, as it would be if nothing were dropped there.
+        decoder_keys: float (n, e), keys of layer K - 1 after rotary embedding, heads side by side.
+        decoder_states: float (n, d), output of layer K - 1 behind the language model's final norm.
+        decoder_text_keys: float (t, e), such keys of the prompt's text behind the image.
+        decoder_text_states: float (t, d), such states of the prompt's text behind the image.
         project: the model's projector, a function that maps rows like those of `vision_states` (k, c) to (k, d); for
             methods that make new tokens before the projector.
 
@@ -78,6 +83,11 @@ class Tokens:
     clip_visual: Float[Tensor, "n p"] | None = None
     clip_text: Float[Tensor, "s p"] | None = None
     decoder_attention: Float[Tensor, "h n"] | None = None
+    decoder_next_attention: Float[Tensor, "h n"] | None = None
+    decoder_keys: Float[Tensor, "n e"] | None = None
+    decoder_states: Float[Tensor, "n d"] | None = None
+    decoder_text_keys: Float[Tensor, "t e"] | None = None
+    decoder_text_states: Float[Tensor, "t d"] | None = None
     project: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -115,7 +125,14 @@ class Tokens:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-DECODER_SIGNALS = ("decoder_attention",)
+DECODER_SIGNALS = (
+    "decoder_attention",
+    "decoder_next_attention",
+    "decoder_keys",
+    "decoder_states",
+    "decoder_text_keys",
+    "decoder_text_states",
+)
 """Fields that only a stage inside the language model can get."""
 
 PER_TOKEN_SIGNALS = (
@@ -125,14 +142,22 @@ PER_TOKEN_SIGNALS = (
     "vision_last_keys",
     "clip_visual",
     "decoder_attention",
+    "decoder_next_attention",
+    "decoder_keys",
+    "decoder_states",
 )
 """Fields with one entry per visual token beside `visual` and `index`."""
 
-HEADS_FIRST = frozenset({"cls_attention", "decoder_attention"})
+HEADS_FIRST = frozenset({"cls_attention", "decoder_attention", "decoder_next_attention"})
 """Those of them that are (heads, n); the others have one row per visual token."""
 
-_IMAGE_SIGNALS = {"vision_cls": (1, "vision_states"), "vision_last_cls": (2, "vision_last_keys")}
-"""Fields about the whole image: their number of rows, and the per-token field whose width they share."""
+_IMAGE_SIGNALS: dict[str, tuple[int | None, str]] = {
+    "vision_cls": (1, "vision_states"),
+    "vision_last_cls": (2, "vision_last_keys"),
+    "decoder_text_keys": (None, "decoder_keys"),
+    "decoder_text_states": (None, "decoder_states"),
+}
+"""Fields about the whole image: their number of rows (None for any), and the per-token field whose width they share."""
 
 
 def _token_axis(name: str) -> int:
@@ -221,8 +246,9 @@ def _check_image_signals(tokens: Tokens) -> None:
             continue
         _check_float_matrix(name, signal)
         width = signal.shape[1] if partner is None else partner.shape[1]
-        if signal.shape != (rows, width):
-            raise ValueError(f"Tokens: {name} must be ({rows}, {width}), the width of {beside}, got {_show(signal)}")
+        wanted = (signal.shape[0] if rows is None else rows, width)
+        if signal.shape != wanted:
+            raise ValueError(f"Tokens: {name} must be {wanted}, the width of {beside}, got {_show(signal)}")
     if tokens.clip_text is not None:
         _check_float_matrix("clip_text", tokens.clip_text)
         if tokens.clip_visual is not None and tokens.clip_text.shape[1] != tokens.clip_visual.shape[1]:

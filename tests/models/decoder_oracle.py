@@ -239,11 +239,13 @@ def expected_rows(
         count = int((ids == model.config.image_token_id).sum()) // 16
         mine = slice(start, start + count)
         start += count
-        first = [
-            torch.arange(len(f)) if before is None else before.select(Tokens(f, key=key)).indices
-            for f, key in zip(features[mine], keys[mine], strict=True)
-        ]
-        rows.append(expected_row(model, ids, features[mine], first, keys[mine], stages, policy=policy, steps=steps))
+        first, rich = [], []
+        for f, key in zip(features[mine], keys[mine], strict=True):
+            chosen = None if before is None else before.select(Tokens(f, key=key, grid=(4, 4)))
+            first.append(torch.arange(len(f)) if chosen is None else chosen.indices)
+            merged = None if chosen is None else chosen.features
+            rich.append(f if merged is None or chosen is None else f.index_copy(0, chosen.indices, merged))
+        rows.append(expected_row(model, ids, rich, first, keys[mine], stages, policy=policy, steps=steps))
     return rows
 
 
@@ -258,9 +260,15 @@ def check_decoder(
     policy: PositionPolicy = "original",
     steps: int = 4,
     tolerance: float = 1e-5,
+    absolute: bool = False,
     **settings: Any,
 ) -> Record:
-    """Greedy generate and a plain forward equal the reference: logits of every step, tokens, kept indices, caches."""
+    """Greedy generate and a plain forward equal the reference: logits of every step, tokens, kept indices, caches.
+
+    A forward counts padding into positions; with `absolute` it gets those of `generate`, for rules to whom it matters
+    where position 0 is.
+    """
+    places = {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)} if absolute else {}
     with prune(model, strategy, positions=positions) as record:
         output = model.generate(
             **inputs,
@@ -271,7 +279,7 @@ def check_decoder(
             **settings,
         )
         generated = list(record.images)
-        forward = model(**inputs).logits.detach()
+        forward = model(**inputs, **places).logits.detach()
     logits = torch.stack(output.logits, dim=1)
     length = inputs["input_ids"].shape[1]
     rows = expected_rows(model, inputs, stages, before=before, policy=policy, steps=steps)

@@ -15,7 +15,7 @@ from tokenprune.models.layout import Layout, entering, shorten
 from tokenprune.models.plan import Cut, Plan
 from tokenprune.models.pruning import Pruned
 from tokenprune.models.select import now
-from tokenprune.models.signals import fill_signals, reader_for
+from tokenprune.models.signals import fill_signals, next_attention, reader_for
 from tokenprune.models.tap import tap
 from tokenprune.tokens import DECODER_SIGNALS, StageCount
 
@@ -145,9 +145,10 @@ class DecoderRun:
         for counts, tokens in zip(self.counts, self.tokens, strict=True):
             counts.extend([tokens.n] * (cut.layer - len(counts)))
         start = now(hidden.device)
+        current = self.step[self.made[-1][0]].rotary if self.made else kwargs["position_embeddings"]
         with torch.no_grad():
-            self.tokens = fill_signals(self.tokens, cut.wants, self.layout, self.seen)
-        self.seen = []
+            readings = self._readings(cut, hidden, current)
+            self.tokens = fill_signals(self.tokens, cut.wants, self.layout, readings)
         total = [tokens.n for tokens in self.tokens]
         kept = [torch.arange(n, device=self.layout.mask.device) for n in total]
         for stage in cut.stages:
@@ -166,7 +167,6 @@ class DecoderRun:
         self.seconds += now(hidden.device) - start
         source = self._for_beams(source).to(hidden.device)
         hidden = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        current = self.step[self.made[-1][0]].rotary if self.made else kwargs["position_embeddings"]
         if cut.policy == "original":
             rotary = _gathered(current, source)
         else:
@@ -174,6 +174,19 @@ class DecoderRun:
         self.made.append((cut.layer, self.layout))
         self.step[cut.layer] = Step(self._mask(cut.layer, self.layout, hidden), rotary)
         return hidden
+
+    def _readings(self, cut: Cut, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What the stages want to know, one row per prompt."""
+        readings: dict[str, Tensor] = dict(self.seen[0]) if self.seen else {}
+        self.seen = []
+        first = hidden[:: self.copies].detach()
+        if "decoder_next_attention" in cut.wants:
+            cos, sin = (part if part.shape[0] == 1 else part[:: self.copies] for part in rotary)
+            layer, attention = self.adapter.decoder_layers[cut.layer], self.adapter.decoder_attention[cut.layer]
+            readings["next_attention"] = next_attention(layer, attention, first, (cos, sin), self.layout.mask)
+        if cut.wants & {"decoder_states", "decoder_text_states"}:
+            readings["states"] = self.adapter.decoder.norm(first)
+        return readings
 
     def _continue(self, cut: int, layout: Layout, hidden: Tensor, kwargs: dict[str, Any]) -> Step:
         """One more token behind a cut."""

@@ -1,14 +1,19 @@
-"""What a stage inside the language model can be told: which rows to read where, and how they become `Tokens` fields."""
+"""What a stage inside the language model can be told: what to read where, and how it becomes `Tokens` fields."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from tokenprune.models.layout import Layout
-from tokenprune.models.tap import Reader, attention_rows
+from tokenprune.models.tap import Reader, attention_rows, tap
 from tokenprune.tokens import Tokens
+
+_BY_TAP = {"decoder_attention": "attention", "decoder_keys": "keys", "decoder_text_keys": "keys"}
+"""Fields that a tap on the layer before a cut gives, and what it reads for them."""
 
 
 def reader_for(want: Collection[str], layout: Layout, copies: int) -> Reader | None:
@@ -20,39 +25,113 @@ def reader_for(want: Collection[str], layout: Layout, copies: int) -> Reader | N
         copies: rows per prompt (beams); the first of them is read, so that all share one choice.
 
     Returns:
-        Function from queries, keys and scaling to the readings by field name, prompts first.
+        Function from queries, keys and scaling to the readings by name, prompts first.
     """
-    if "decoder_attention" not in want:
+    readings = {_BY_TAP[name] for name in want if name in _BY_TAP}
+    if not readings:
         return None
     length = layout.mask.shape[1]
 
     def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
         # A static cache hands over all its slots, also those that nothing has been written to.
         query, key = query[::copies, :, -1:].detach(), key[::copies, :, :length].detach()
-        return {"decoder_attention": attention_rows(query, key, scaling, layout.mask.to(key.device))[:, :, 0]}
+        seen = {}
+        if "attention" in readings:
+            seen["attention"] = attention_rows(query, key, scaling, layout.mask.to(key.device))[:, :, 0]
+        if "keys" in readings:
+            seen["keys"] = key.transpose(1, 2).flatten(2).clone()  # a static cache writes on into its slots
+        return seen
 
     return read
 
 
-def fill_signals(images: Sequence[Tokens], want: Collection[str], layout: Layout, seen: Sequence[Any]) -> list[Tokens]:
+class _StopError(Exception):
+    """Queries and keys are known; the rest of the attention module is not wanted."""
+
+
+def next_attention(
+    layer: Any,  # noqa: ANN401
+    attention: nn.Module,
+    hidden: Float[Tensor, "b k d"],
+    rotary: tuple[Tensor, Tensor],
+    visible: Bool[Tensor, "b k"],
+) -> Float[Tensor, "b h k"]:
+    """Attention of the last token in a layer that has not run yet. It costs its projections; no cache is touched.
+
+    Args:
+        layer: the decoder layer.
+        attention: its attention module.
+        hidden: what the layer is about to get.
+        rotary: its cosines and sines.
+        visible: False on padding.
+    """
+    rows: list[Tensor] = []
+
+    def read(query: Tensor, key: Tensor, scaling: float) -> None:
+        rows.append(attention_rows(query[:, :, -1:], key, scaling, visible.to(key.device))[:, :, 0])
+        raise _StopError
+
+    with tap(attention, read), suppress(_StopError):
+        attention(
+            hidden_states=layer.input_layernorm(hidden),
+            position_embeddings=rotary,
+            attention_mask=None,
+            past_key_values=None,
+        )
+    return rows[0]
+
+
+def fill_signals(
+    images: Sequence[Tokens], want: Collection[str], layout: Layout, readings: Mapping[str, Tensor]
+) -> list[Tokens]:
     """Every image with its own part of what was read.
 
     Args:
         images: the visual tokens that are left.
         want: names of `Tokens` fields.
         layout: where they stand.
-        seen: what the tap at the layer before read: one entry, or none when nothing was asked for.
+        readings: by name, prompts first: attention and next_attention float (b, h, k), keys float (b, k, e), states
+            float (b, k, d).
     """
-    if not seen:
+    wanted = [name for name in want if name in _PARTS]
+    if not wanted:
         return list(images)
-    reading: dict[str, Tensor] = seen[0]
-    return [
-        replace(tokens, **{name: SLICES[name](reading[name][row], slots) for name in want if name in SLICES})  # type: ignore[arg-type]
-        for tokens, row, slots in zip(images, layout.rows, layout.slots, strict=True)
-    ]
+    filled = []
+    for tokens, row, slots in zip(images, layout.rows, layout.slots, strict=True):
+        places = {"image": slots, "text": _text_behind(layout, row, slots)}
+        changes = {}
+        for name in wanted:
+            reading, part, take = _PARTS[name]
+            source = readings[reading][row]
+            changes[name] = take(source, places[part].to(source.device)).to(tokens.visual.device)
+        filled.append(replace(tokens, **changes))  # type: ignore[arg-type]
+    return filled
 
 
-SLICES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "decoder_attention": lambda rows, slots: rows[:, slots.to(rows.device)].to(slots.device),
+def _text_behind(layout: Layout, row: int, slots: Tensor) -> Tensor:
+    """Slots of the row's text behind an image."""
+    text = layout.mask[row].clone()
+    for other, taken in zip(layout.rows, layout.slots, strict=True):
+        if other == row:
+            text[taken] = False
+    text[: int(slots[-1])] = False
+    return text.nonzero().flatten()
+
+
+def _columns(rows: Tensor, slots: Tensor) -> Tensor:
+    return rows[:, slots]
+
+
+def _rows(rows: Tensor, slots: Tensor) -> Tensor:
+    return rows[slots]
+
+
+_PARTS: dict[str, tuple[str, str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "decoder_attention": ("attention", "image", _columns),
+    "decoder_next_attention": ("next_attention", "image", _columns),
+    "decoder_keys": ("keys", "image", _rows),
+    "decoder_states": ("states", "image", _rows),
+    "decoder_text_keys": ("keys", "text", _rows),
+    "decoder_text_states": ("states", "text", _rows),
 }
-"""For each field: from what was read in the image's row to the visual tokens at the given slots."""
+"""For each field: which reading, of whose slots, and how they are taken out of the image's row."""

@@ -53,5 +53,10 @@ def random_tokens(
         clip_visual=normal(n, 10),
         clip_text=normal(2, 10),
         decoder_attention=attention(),
+        decoder_next_attention=attention(),
+        decoder_keys=normal(n, 8),
+        decoder_states=normal(n, width),
+        decoder_text_keys=normal(5, 8),
+        decoder_text_states=normal(5, width),
         project=torch.tanh,
     )
