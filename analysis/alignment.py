@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NAN = float("nan")
+_SHOWN = {
+    "norm_share": "score variance from norms",
+    "norm_correlation": "rank correlation with small norm",
+    "norm_overlap": "dropped: also by norm alone",
+    "question_change": "dropped: changes with the question",
+    "object_dropped": "dropped: on objects",
+    "object_dropped_by_norm": "dropped by norm alone: on objects",
+    "object_dropped_by_text": "dropped by text alone: on objects",
+}
+_CHANCE = {
+    "norm_overlap": "dropped_share",
+    "object_dropped": "object_share",
+    "object_dropped_by_norm": "object_share",
+    "object_dropped_by_text": "object_share",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,33 +123,29 @@ class AlignmentReport:
             )
         return tuple(found)
 
-    def plot(self, ax: "Axes") -> "Axes":
-        """The shares with their intervals, and what chance would give as a cross."""
-        names = {
-            "norm_share": "score variance from norms",
-            "norm_correlation": "rank correlation with small norm",
-            "norm_overlap": "dropped: also by norm alone",
-            "question_change": "dropped: changes with the question",
-            "object_dropped": "dropped: on objects",
-            "object_dropped_by_norm": "dropped by norm alone: on objects",
-            "object_dropped_by_text": "dropped by text alone: on objects",
-        }
-        chance = {name: "object_share" for name in names if name.startswith("object")}
-        chance["norm_overlap"] = "dropped_share"
-        drawn = [name for name in names if self.means[name].units]
-        for y, name in enumerate(drawn):
-            value = self.means[name]
-            ends = [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
-            ax.errorbar(value.value, y, xerr=np.nan_to_num(ends), fmt="o", color="#0072B2", capsize=3)
-            if name in chance:
-                label = None if ax.get_legend_handles_labels()[0] else "by chance"
-                ax.plot(self.means[chance[name]].value, y, "x", color="#555555", label=label)
+    def plot(self, ax: "Axes", *, label: str | None = None, colour: str = "#0072B2", offset: float = 0.0) -> "Axes":
+        """The shares with their intervals, and as crosses what chance would give.
+
+        Args:
+            ax: where to draw; several reports may share it.
+            label: for the legend; None takes the strategy's text.
+            colour: of the points.
+            offset: moves the points down by this part of a line, so that several reports do not hide one another.
+        """
+        for y, name in enumerate(_SHOWN):
+            mean = self.means[name]
+            if not mean.units:
+                continue
+            ends = np.nan_to_num([[max(0.0, mean.value - mean.low)], [max(0.0, mean.high - mean.value)]])
+            ax.errorbar(mean.value, y + offset, xerr=ends, fmt="o", markersize=4, color=colour, capsize=2)
+            if name in _CHANCE:
+                ax.plot(self.means[_CHANCE[name]].value, y + offset, "x", color="#555555", markersize=5)
+        ax.plot([], [], "o", color=colour, label=repr(self.strategy) if label is None else label)
         ax.axvline(0.0, color="#999999", linewidth=0.8)
-        ax.set_yticks(range(len(drawn)), [names[name] for name in drawn])
-        ax.invert_yaxis()
-        ax.set_xlabel("share or correlation, mean over images with 95% interval")
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(loc="best")
+        ax.set_yticks(range(len(_SHOWN)), list(_SHOWN.values()))
+        ax.set_ylim(len(_SHOWN) - 0.5, -0.5)
+        ax.set_xlabel("share or correlation, mean over images with 95% interval; x: by chance")
+        ax.legend(loc="best")
         return ax
 
 

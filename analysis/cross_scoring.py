@@ -51,7 +51,7 @@ class CrossScores:
         signs = np.array([1.0 if good else -1.0 for _, good in OBJECTIVES.values()])
         signed = values * signs
         low, span = signed.min(0), np.ptp(signed, axis=0)
-        shades = np.divide(signed - low, span, out=np.full_like(signed, 0.5), where=span > 0)
+        shades = np.divide(signed - low, span, out=np.zeros_like(signed), where=span > 0)
         ax.imshow(np.ma.masked_invalid(shades), vmin=0.0, vmax=1.4, cmap="Greens", aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             ax.text(column, row, "-" if np.isnan(value) else f"{value:.3g}", ha="center", va="center", fontsize=7.5)

@@ -48,6 +48,7 @@ def show(interval: Interval, *, percent: bool = False) -> str:
     if interval.units == 0:
         return "-"
     scale, digits = (100.0, 0) if percent else (1.0, 2 if abs(interval.value) < 100 else 1)
-    value, low, high = (f"{scale * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
+    value, low, high = (f"{scale * number:z.{digits}f}" for number in (interval.value, interval.low, interval.high))
     value += "%" if percent else ""
-    return value if interval.units == 1 else f"{value} [{low}, {high}]"
+    alone = interval.units == 1 or interval.low == interval.value == interval.high
+    return value if alone else f"{value} [{low}, {high}]"

@@ -116,9 +116,10 @@ class RedundancyReport:
         for (name, colour, means), heights in zip(looks, self.histogram, strict=True):
             mean = means["mean_cosine"].value
             ax.stairs(heights, edges, fill=True, color=colour, alpha=0.45, label=f"{name}, mean {mean:.2f}")
-            ax.axvline(mean, color=colour, linewidth=1.2)
+            ax.axvline(mean, ymax=0.72, color=colour, linewidth=1.2)
         ax.axvline(self.tau, color="#555555", linestyle="--", linewidth=0.8, label=f"tau = {self.tau:g}")
         ax.set_xlim(-1.0, 1.0)
+        ax.set_ylim(0.0, 1.4 * float(self.histogram.max()))  # room for the legend
         ax.set_xlabel("cosine of two tokens of one image")
         ax.set_ylabel("share of pairs")
         ax.set_title(self.controls.label, loc="left")

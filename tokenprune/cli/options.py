@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from tokenprune.strategy import PositionPolicy
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say which model runs where."""
+def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) -> None:
+    """Options that say which model runs where, and unless `answers` is False how it answers."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -33,6 +33,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="BACKEND",
         help="attention backend: sdpa (default), eager, flash_attention_2, ...",
     )
+    if not answers:
+        return
     group.add_argument(
         "--positions",
         default="default",

@@ -31,7 +31,7 @@ def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture
     assert "usage: tokenprune" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["compare", "select", "strategies"])
+@pytest.mark.parametrize("command", ["compare", "select", "strategies", "analyze"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -1,0 +1,82 @@
+"""`analyze` on the bundled model with a few scenes, and on a tiny model with a data set of one's own."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.unit.evaluate.tiny import tiny_loaded, write_folder
+from tokenprune.cli.main import main
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("what", "files", "words"),
+    [
+        ("alignment", ["alignment.csv"], ["variance", "text='question'", "Another question changes", "lie on objects"]),
+        ("diagnostics", ["diagnostics.csv", "overlap.csv"], ["effective", "trim_tokenator(keep=0.111)", "duplicates"]),
+        ("redundancy", ["redundancy.csv"], ["as they are (tau 0.9)", "unique, equal counts, unit, centred", "visual"]),
+        ("spatial", ["spatial.csv", "heat.csv"], ["row shift", "over chance", "greedy_repmax(keep=0.111)"]),
+    ],
+)
+def test_each_analysis_prints_a_table_and_writes_its_files(
+    what: str, files: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", what, "--count", "3", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for word in words:
+        assert word in out
+    folder = tmp_path / f"analyze-{what}"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, f"{what}.png", "run.json"])
+    for name in files:
+        assert len(rows(folder / name)) >= 6
+    with Image.open(folder / f"{what}.png") as picture:
+        assert min(picture.size) > 400
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["model"], facts["images"], facts["data"]) == ("bundled", 3, "bundled scenes")
+    assert len(facts["weights"]) == 64
+
+
+def test_another_model_and_data_set_and_strategies_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = tiny_loaded()
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.processor.save_pretrained(tmp_path / "model")
+    data = write_folder(tmp_path / "mine", 4)
+    own = ["--model", str(tmp_path / "model"), "--data", str(data), "--out", str(tmp_path / "runs"), "--device", "cpu"]
+    assert main(["analyze", "alignment", *own, "--strategy", "mi_alignment(keep=4)"]) == 0
+    found = {row["measure"]: row for row in rows(tmp_path / "runs" / "analyze-alignment" / "alignment.csv")}
+    assert float(found["dropped_share"]["value"]) == 0.75
+    assert found["question_change"]["images"] == "4"  # the next question of the data set takes the place
+    assert found["object_dropped"]["images"] == "0"  # no boxes, nothing claimed about objects
+    assert found["object_dropped"]["value"] == ""
+    assert "lie on objects" not in capsys.readouterr().out
+    strategy = "mi_alignment(keep=0.8) >> greedy_repmax(keep=4)"
+    assert main(["analyze", "spatial", *own, "--strategy", strategy]) == 0
+    heat = rows(tmp_path / "runs" / "analyze-spatial" / "heat.csv")
+    assert sum(float(row["share_of_images"]) for row in heat) == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["alignment", "--count", "0"], "--count must be 1 or more, got 0"),
+        (["redundancy", "--tau", "2"], "--tau must lie between -1 and 1, got 2.0"),
+        (["redundancy", "--strategy", "random(keep=4)"], "leave it out"),
+        (["alignment", "--count", "1", "--strategy", "random(keep=4)"], "give mi_alignment"),
+        (["spatial", "--count", "1", "--strategy", "fastv(keep=4)"], "acts inside the language model"),
+        (["alignment", "--count", "1", "--strategy", "mi_alignment(keep=1.0)"], "drops none of the 256 tokens"),
+    ],
+)
+def test_wrong_input_names_the_way_out(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", *argv, "--device", "cpu", "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err

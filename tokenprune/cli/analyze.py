@@ -1,0 +1,191 @@
+"""`tokenprune analyze`: why a method works, or does not, in tables and figures."""
+
+import argparse
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenprune.cli.options import add_model_options, load_model, make_console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from tokenprune.analysis import AnalysedImage
+    from tokenprune.cli.analyses import Outcome
+    from tokenprune.evaluate.loading import LoadedModel
+    from tokenprune.strategy import PruningStrategy
+
+ANALYSES = {
+    "alignment": "does stage 1 read the question, or does it drop the largest norms?",
+    "diagnostics": "every method's kept set under every objective, and how much the sets share",
+    "redundancy": "visual against text tokens: cosines, near-duplicates, rank",
+    "spatial": "where kept tokens stand: heat map, row and column bias, recall of objects",
+}
+
+_EPILOG = """\
+examples:   tokenprune analyze alignment
+            tokenprune analyze diagnostics --strategy "greedy_repmax(keep=64)" --strategy "divprune(keep=64)"
+            tokenprune analyze redundancy --model llava-hf/llava-1.5-7b-hf --data my_questions --count 100
+"""
+
+
+def add_parser(subparsers: Any) -> None:  # noqa: ANN401
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "analyze",
+        help="why a method works: alignment, diagnostics, redundancy, spatial",
+        description="Analyse visual tokens and selections; without options on the bundled model and its scenes.\n\n"
+        + "\n".join(f"{name:12} {what}" for name, what in ANALYSES.items()),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=tuple(ANALYSES), metavar="WHAT", help=" | ".join(ANALYSES))
+    parser.add_argument(
+        "--strategy",
+        action="append",
+        metavar="TEXT",
+        help='a strategy with its budget, e.g. "greedy_repmax(keep=0.111)"; repeatable. For alignment: mi_alignment '
+        "with options (default: a few of each kind)",
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="a data set as for compare (default: the bundled scenes)")
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="number of images (default: 60 scenes, or all of --data)"
+    )
+    parser.add_argument(
+        "--tau", type=float, default=0.9, metavar="X", help="redundancy: cosine of near-duplicates (default 0.9)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="FOLDER", help="parent of the output folder (default: runs)"
+    )
+    add_model_options(parser, answers=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Analyse, print the table, write CSV, PNG and run.json."""
+    from tokenprune.cli.analyses import RUN, default_strategies
+    from tokenprune.evaluate.extras import need
+    from tokenprune.evaluate.figures import STYLE
+    from tokenprune.parsing import parse
+
+    if args.count is not None and args.count < 1:
+        raise ValueError(f"--count must be 1 or more, got {args.count}")
+    if not -1.0 < args.tau < 1.0:
+        raise ValueError(f"--tau must lie between -1 and 1, got {args.tau}")
+    if args.strategy and args.what == "redundancy":
+        raise ValueError("--strategy: redundancy looks at tokens before any strategy; leave it out")
+    need("matplotlib")  # before any work
+    strategies = [parse(text) for text in args.strategy] if args.strategy else default_strategies(args.what)
+    folder = args.out.expanduser() / f"analyze-{args.what}"
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(args)
+    images = list(_watched(_images(args, loaded, strategies), args.count or 0))
+    with need("matplotlib").rc_context(STYLE):
+        outcome = RUN[args.what](images, strategies, args.tau)
+    _write(folder, args, loaded, outcome, len(images))
+    _print(folder, outcome)
+    return 0
+
+
+def _images(
+    args: argparse.Namespace, loaded: "LoadedModel", strategies: "Sequence[PruningStrategy]"
+) -> "Iterator[AnalysedImage]":
+    from tokenprune.analysis import bundled_images, stream_images
+    from tokenprune.analysis.images import DEFAULT_COUNT
+    from tokenprune.models import adapter_for
+    from tokenprune.models.select import check_strategy_fits
+
+    adapter = adapter_for(loaded.model)
+    for strategy in strategies:
+        check_strategy_fits(strategy, adapter)
+    want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))
+    swap = args.what == "alignment"
+    if args.data is None:
+        return bundled_images(loaded, args.count or DEFAULT_COUNT, swap=swap, want=want)
+    from tokenprune.evaluate.folder import read_folder
+
+    samples = read_folder(Path(args.data).expanduser(), count=args.count)
+    questions = list(dict.fromkeys(sample.question for sample in samples))
+    others = {}
+    if swap and len(questions) > 1:  # the next different question of the data set takes the place of the own one
+        following = dict(zip(questions, [*questions[1:], questions[0]], strict=True))
+        others = {sample.id: [following[sample.question]] for sample in samples}
+    return stream_images(loaded, samples, other_questions=others, want=want)
+
+
+def _watched(images: "Iterator[AnalysedImage]", total: int) -> "Iterator[AnalysedImage]":
+    from tqdm import tqdm
+
+    yield from tqdm(images, total=total or None, desc="images", leave=False, mininterval=0.5, disable=None)
+
+
+def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcome: "Outcome", images: int) -> None:
+    from tokenprune import __version__
+    from tokenprune.evaluate.figures import to_png
+    from tokenprune.evaluate.run_folder import write_atomically
+
+    for name, rows in outcome.files.items():
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_atomically(folder / name, text.getvalue().encode())
+    write_atomically(folder / f"{args.what}.png", to_png(outcome.figure))
+    facts = {
+        "analysis": args.what,
+        "tokenprune": __version__,
+        "model": loaded.name,
+        "weights": loaded.digest,
+        "dtype": loaded.dtype,
+        "data": args.data or "bundled scenes",
+        "images": images,
+        "strategies": outcome.strategies,
+        "tau": args.tau if args.what == "redundancy" else None,
+        "findings": list(outcome.findings),
+    }
+    write_atomically(folder / "run.json", (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _print(folder: Path, outcome: "Outcome") -> None:
+    console = make_console(least=130)
+    for title, headers, rows in outcome.tables:
+        for table in _tables(title, headers, rows, console):
+            console.print(table, markup=False)
+            console.print()
+    for sentence in outcome.findings:
+        console.print(sentence, markup=False)
+    console.print(f"\n{folder}", markup=False, style="bold")
+    for file in sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+        console.print(f"  {file}", markup=False)
+
+
+def _tables(
+    title: str, headers: "Sequence[str]", rows: "Sequence[Sequence[str]]", console: "Console"
+) -> "Iterator[Table]":
+    """The table, or where it is too wide for the console two or more with some of the columns each."""
+    rest = list(range(1, len(headers)))
+    while rest:
+        fits = len(rest)
+        while fits > 1 and _width(_table(title, headers, rows, rest[:fits]), console) > console.width:
+            fits -= 1
+        yield _table(title, headers, rows, rest[:fits])
+        rest = rest[fits:]
+
+
+def _table(title: str, headers: "Sequence[str]", rows: "Sequence[Sequence[str]]", columns: "Sequence[int]") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title, title_justify="left")
+    table.add_column(headers[0], overflow="fold", max_width=44)
+    for column in columns:
+        table.add_column(headers[column], justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(row[0], *(row[column] for column in columns))
+    return table
+
+
+def _width(table: "Table", console: "Console") -> int:
+    return console.measure(table, options=console.options.update(max_width=1000)).maximum
