@@ -107,6 +107,26 @@ def test_the_model_can_be_used_on_after_an_error_inside_the_context() -> None:
     assert len(record.images) == 6
 
 
+def interrupt(*args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_from_the_keyboard_leaves_nothing_behind() -> None:
+    model, make_inputs = tiny()
+    inputs = make_inputs(ROWS)
+    before = traces(model)
+    with prune(model, STRATEGY) as record:
+        for again in (True, False):
+            handle = model.model.language_model.layers[2].mlp.register_forward_pre_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                model(**inputs)  # the tap on this layer is open
+            handle.remove()
+            if again:
+                model(**inputs)
+        assert len(record.calls) == 1
+    assert traces(model) == before
+
+
 def test_no_layer_runs_twice() -> None:
     model, make_inputs = tiny()
     calls = [0] * LAYERS

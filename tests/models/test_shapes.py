@@ -17,6 +17,7 @@ from tests.models.oracle import BATCHES, EVERYTHING, ByContent, InPickOrder, che
 from tokenprune import prune, prune_inputs
 from tokenprune.baselines import GridPool
 from tokenprune.models import adapter_for, build_prompt
+from tokenprune.testing import tiny_llava
 
 with pytest.raises(Exception, match="image_keys"):
     vision.image_keys(torch.zeros(3, dtype=torch.int64))
@@ -28,6 +29,13 @@ for strategy in (ByContent(), InPickOrder(), GridPool(4)):
         prune_inputs(model, strategy, positions=positions, **inputs, labels=inputs["input_ids"])
 with prune(model, ByContent()):
     model(**inputs, labels=inputs["input_ids"])
+deep, _ = tiny_llava(layers=4)
+inside = "grid_pool(keep=9) >> fastv(keep=7, layer=1) >> pyramiddrop_stage(keep=5, layer=2) >> dart(keep=3, layer=3)"
+for positions in (None, "original", "compact"):
+    with prune(deep, inside, positions=positions) as record:
+        deep.generate(**inputs, max_new_tokens=3, num_beams=2)
+        deep(**inputs)
+    assert {image.tokens_kept for image in record.images} == {3}
 adapter = adapter_for(model)
 build_prompt(adapter, inputs, adapter.encode(inputs, EVERYTHING)).tokens()
 print("done")

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
-from tokenprune.models.decoder import DecoderRun
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
 from tokenprune.models.generation import generate_pruned
 from tokenprune.models.inputs import PadIds, check_ids
+from tokenprune.models.inside import Inside
 from tokenprune.models.plan import Plan, make_plan
 from tokenprune.models.prompt import is_placeholder
-from tokenprune.models.pruning import Pruned, prune_batch, raise_missing_pixels
-from tokenprune.models.record import CallKind, Record
+from tokenprune.models.pruning import prune_batch, raise_missing_pixels
+from tokenprune.models.record import Record
 from tokenprune.models.refuse import (
     cached_length,
     refuse_cache,
@@ -30,9 +30,7 @@ from tokenprune.models.refuse import (
     setting,
 )
 from tokenprune.models.select import as_strategy, check_strategy_fits
-from tokenprune.pipeline import StagedStrategy
 from tokenprune.strategy import PositionPolicy, PruningStrategy
-from tokenprune.tokens import Selection
 
 _PROMPT_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 _active: set[int] = set()
@@ -123,8 +121,7 @@ class _Session:
         self.generating = 0
         self.generating_lock = threading.Lock()
         self.local = threading.local()
-        # A call that is cut inside the decoder has the decoder to itself.
-        self.decoding = threading.RLock()
+        self.inside = Inside(adapter, plan, self.record) if plan.cuts else None
 
     # What stands on the model
 
@@ -134,11 +131,10 @@ class _Session:
             (self.model, self.on_forward),
             (self.adapter.vision_tower, self.on_tower),
         ]
-        if self.plan.cuts:
-            stack.callback(self.model.register_forward_hook(self.after_forward, always_call=True).remove)
-            first = self.plan.cuts[0].layer - 1
-            layers = list(enumerate(self.adapter.decoder_layers))[first:]
-            hooks.extend((layer, functools.partial(self.on_layer, number)) for number, layer in layers)
+        if self.inside is not None:
+            stack.callback(self.inside.close)
+            stack.callback(self.model.register_forward_hook(self.inside.after_forward, always_call=True).remove)
+            hooks.extend(self.inside.hooks())
         for module, hook in hooks:
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
@@ -203,13 +199,17 @@ class _Session:
         prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
-        if self.plan.cuts:
+        if self.inside is not None:
             refuse_in_decoder(call, self.model, what="generate")
             rest["disable_compile"] = True  # the hooks on the layers keep books in Python
         with torch.no_grad():
             result = prune_batch(self.adapter, self.plan, call, pad=self.pad_ids(call), encoding=self.encoding())
         with ExitStack() as stack:
-            run = self.begin("generate", result, stack)
+            run = None
+            if self.inside is None:
+                self.record.add("generate", result.prompt, result.pruned.columns, result.selections, result.seconds)
+            else:
+                run = self.inside.follow("generate", result, stack)
             with self.own_generate():
                 output = generate_pruned(self.plain_generate, rest, result.pruned, self.model)
             if run is not None:
@@ -257,62 +257,15 @@ class _Session:
             )
         prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
-        if self.plan.cuts:
+        if self.inside is not None:
             refuse_in_decoder(call, self.model, what="a forward")
         result = prune_batch(self.adapter, self.plan, call, forward=True, encoding=self.encoding())
-        self.local.forward = ExitStack()
-        self.begin("forward", result, self.local.forward)
+        if self.inside is None:
+            self.record.add("forward", result.prompt, result.pruned.columns, result.selections, result.seconds)
+        else:
+            self.inside.follow_forward(result)
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         return (), {**rest, **result.pruned.as_inputs()}
-
-    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-        """Stands behind `model.forward`, also after an error (then `output` is None): ends what `on_forward` began."""
-        stack: ExitStack | None = getattr(self.local, "forward", None)
-        if stack is None:
-            return
-        run: DecoderRun = self.local.run
-        self.local.forward = None
-        stack.close()
-        if output is not None:
-            run.check_finished()
-
-    # inside the decoder
-
-    def begin(self, kind: CallKind, result: Pruned, stack: ExitStack) -> DecoderRun | None:
-        """The prompt is about to enter the language model. Note it, or follow it inside until `stack` closes."""
-        if not self.plan.cuts:
-            self.record.add(kind, result.prompt, result.pruned.columns, result.selections, result.seconds)
-            return None
-        stack.enter_context(self.decoding)
-        run = DecoderRun(self.adapter, self.plan, result, functools.partial(self.note, kind))
-        stack.callback(setattr, self.local, "run", getattr(self.local, "run", None))
-        stack.callback(run.close)
-        self.local.run = run
-        return run
-
-    def on_layer(
-        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Stands before decoder layer `number`."""
-        run: DecoderRun | None = getattr(self.local, "run", None)
-        return None if run is None else run.before_layer(number, args, kwargs)
-
-    def note(self, kind: CallKind, run: DecoderRun) -> None:
-        """Put into the record what a run inside the decoder chose."""
-        whole = run.before.prompt.tokens()
-        stages = self.plan.strategy if isinstance(self.plan.strategy, StagedStrategy) else None
-        selections = [
-            Selection(
-                indices=tokens.positions,
-                total=dense.n,
-                requested=self.plan.strategy.requested(dense),
-                features=tokens.visual if before.features is not None else None,
-                stages=() if stages is None else tuple(trace),
-            )
-            for dense, tokens, before, trace in zip(whole, run.tokens, run.before.selections, run.stages, strict=True)
-        ]
-        counts = [tuple(entering) for entering in run.counts]
-        self.record.add(kind, run.before.prompt, run.layout.columns, selections, run.seconds, counts)
 
     def check_plain(self, ids: Tensor, call: dict[str, Any], what: str) -> None:
         """Raise unless a call without pixels really has nothing to prune and no pruned cache under it."""

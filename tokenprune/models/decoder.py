@@ -17,7 +17,8 @@ from tokenprune.models.pruning import Pruned
 from tokenprune.models.select import now
 from tokenprune.models.signals import fill_signals, next_attention, reader_for
 from tokenprune.models.tap import tap
-from tokenprune.tokens import DECODER_SIGNALS, StageCount
+from tokenprune.pipeline import StagedStrategy
+from tokenprune.tokens import DECODER_SIGNALS, Selection, StageCount
 
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -84,6 +85,22 @@ class DecoderRun:
                 f"prune: visual tokens went through the language model but the stages at decoder layer {layers} did "
                 "not fire: the decoder layers were not called as usual; call model.generate(...) or model(...)"
             )
+
+    def selections(self) -> list[Selection]:
+        """What is left of each image, told in its original tokens."""
+        strategy, staged = self.plan.strategy, isinstance(self.plan.strategy, StagedStrategy)
+        return [
+            Selection(
+                indices=tokens.positions,
+                total=whole.n,
+                requested=strategy.requested(whole),
+                features=tokens.visual if before.features is not None else None,
+                stages=tuple(stages) if staged else (),
+            )
+            for whole, tokens, before, stages in zip(
+                self.before.prompt.tokens(), self.tokens, self.before.selections, self.stages, strict=True
+            )
+        ]
 
     def before_layer(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall | None:
         """The forward pre-hook of one layer: None leaves the call as it is."""

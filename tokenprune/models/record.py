@@ -230,9 +230,11 @@ class Record:
         head = f"{self.strategy!r} at the {self.site}, {self.positions} positions"
         if not images:
             return f"{head}: {len(self._calls)} calls, no images"
+        layers = sum(image.layer_average for image in images)
+        average = f"; {layers / len(images):.1f} per image and decoder layer" if images[0].layer_tokens else ""
         return (
             f"{head}: {len(images)} images in {len(self._calls)} calls, kept {self.tokens_kept} of {self.tokens_in} "
-            f"visual tokens ({100 * self.kept_share:.1f}%), {1000 * self.select_seconds:.1f} ms choosing"
+            f"visual tokens ({100 * self.kept_share:.1f}%){average}, {1000 * self.select_seconds:.1f} ms choosing"
         )
 
     def __repr__(self) -> str:

@@ -94,8 +94,8 @@ def select_tokens(strategy: PruningStrategy | None, prompt: Prompt) -> tuple[lis
         return [], 0.0
     if strategy is not None and strategy.site == "decoder":
         raise UnsupportedError(
-            f"select_tokens: {strategy!r} acts inside the language model, which has not run yet; use the context "
-            "prune(model, strategy)"
+            f"select_tokens: {strategy!r} acts inside the language model, but only what is dropped before it can be "
+            "chosen here; use the context prune(model, strategy)"
         )
     device = prompt.embeds.device
     if strategy is None:

@@ -1,0 +1,87 @@
+"""What a `prune` context does inside the decoder: hooks on its layers, and which run they serve."""
+
+import functools
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+
+from tokenprune.models.adapter import Adapter
+from tokenprune.models.decoder import DecoderRun
+from tokenprune.models.plan import Plan
+from tokenprune.models.pruning import Pruned
+from tokenprune.models.record import CallKind, Record
+
+
+class Inside:
+    """The part of an open context that follows prompts into the language model.
+
+    Calls take turns: while one is followed, it has the decoder to itself.
+    """
+
+    def __init__(self, adapter: Adapter, plan: Plan, record: Record) -> None:
+        self.adapter = adapter
+        self.plan = plan
+        self.record = record
+        self.turn = threading.RLock()
+        self.local = threading.local()
+        self.open: set[DecoderRun] = set()
+
+    def hooks(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        """Forward pre-hooks for the layer before the first cut and all that follow."""
+        first = self.plan.cuts[0].layer - 1
+        layers = list(enumerate(self.adapter.decoder_layers))[first:]
+        return [(layer, functools.partial(self.on_layer, number)) for number, layer in layers]
+
+    def on_layer(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Stands before decoder layer `number`."""
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        return None if run is None else run.before_layer(number, args, kwargs)
+
+    def follow(self, kind: CallKind, result: Pruned, stack: ExitStack) -> DecoderRun:
+        """The prompt is about to enter the language model: follow it until `stack` closes."""
+        stack.enter_context(self.turn)
+        run = DecoderRun(self.adapter, self.plan, result, functools.partial(self.note, kind))
+        stack.callback(setattr, self.local, "run", getattr(self.local, "run", None))
+        stack.callback(self.open.discard, run)
+        stack.callback(run.close)
+        self.open.add(run)
+        self.local.run = run
+        return run
+
+    def follow_forward(self, result: Pruned) -> None:
+        """The same for a plain forward, until `after_forward`."""
+        self.end_forward()  # of a call that was interrupted from the keyboard, which hooks do not see
+        self.local.forward = ExitStack()
+        self.follow("forward", result, self.local.forward)
+
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        """Stands behind `model.forward`, also after an error (then `output` is None)."""
+        if getattr(self.local, "forward", None) is None:
+            return
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        self.end_forward()
+        if output is not None and run is not None:
+            run.check_finished()
+
+    def end_forward(self) -> None:
+        """Stop following this thread's plain forward, if there is one."""
+        stack: ExitStack | None = getattr(self.local, "forward", None)
+        self.local.forward = None
+        if stack is not None:
+            stack.close()
+
+    def close(self) -> None:
+        """Take away whatever is still open."""
+        self.end_forward()
+        for run in list(self.open):
+            run.close()
+
+    def note(self, kind: CallKind, run: DecoderRun) -> None:
+        """Put into the record what a run chose."""
+        counts = [tuple(entering) for entering in run.counts]
+        self.record.add(kind, run.before.prompt, run.layout.columns, run.selections(), run.seconds, counts)
