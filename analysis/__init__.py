@@ -1,12 +1,11 @@
 """Measurements on tokens, selections and runs."""
 
 from tokenprune.analysis.alignment import AlignmentMeasures, AlignmentReport, analyse_alignment, measure_alignment
+from tokenprune.analysis.controls import NO_CONTROLS, Controls
 from tokenprune.analysis.cross_scoring import CrossScores, cross_score
 from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, jaccard, overlap
 from tokenprune.analysis.images import AnalysedImage, bundled_images, stream_images
 from tokenprune.analysis.redundancy import (
-    NO_CONTROLS,
-    Controls,
     RedundancyMeasures,
     RedundancyReport,
     analyse_redundancy,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from tokenprune.alignment import MIAlignment, top_k
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import show, summarise
+from tokenprune.analysis.rank_correlation import rank_correlation
 from tokenprune.analysis.score_parts import split_score
 from tokenprune.evaluate.statistics import Interval
 from tokenprune.tokens import Tokens
@@ -226,14 +226,6 @@ def analyse_alignment(images: Iterable[AnalysedImage], strategies: Sequence[MIAl
         AlignmentReport(strategy=strategy, ids=tuple(ids), images=tuple(own), means=summarise(own, ids))
         for strategy, own in zip(strategies, rows, strict=True)
     ]
-
-
-def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
-    """Spearman's rank correlation; NaN when one side is constant or there are fewer than two values."""
-    first, second = a.double().cpu().numpy(), b.double().cpu().numpy()
-    if len(first) < 2 or np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
-        return _NAN
-    return float(spearmanr(first, second).statistic)
 
 
 def _dropped(kept: Int[Tensor, " k"], n: int) -> Bool[Tensor, " n"]:

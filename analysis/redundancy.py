@@ -1,7 +1,7 @@
 """How redundant visual and text tokens are, measured alike: cosines, near-duplicates, rank of the cloud."""
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tokenprune.analysis.controls import Controls
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import over_images, summarise
 from tokenprune.analysis.spectrum import effective_rank, participation_ratio, unit_rows
@@ -21,45 +22,6 @@ if TYPE_CHECKING:
 
 BINS = 80
 """Bins of the histogram of cosines over [-1, 1]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Controls:
-    """Which confounders a comparison of visual and text tokens takes out, in this order.
-
-    Args:
-        unique: drop repeated vectors first (a word that occurs twice has one embedding twice).
-        equal_counts: subsample the larger side to the size of the smaller one, since more tokens have more neighbours
-            and a smaller rank per token.
-        unit: scale every token to length 1, so that the spread of norms does not rule the spectrum.
-        centre: subtract the mean token of each side, since a common direction makes all cosines large.
-        draws: subsamples that are averaged.
-        seed: of the subsamples; the draw of an image depends on its id, not on the order of images.
-
-    Raises:
-        ValueError: when draws is not positive.
-    """
-
-    unique: bool = True
-    equal_counts: bool = True
-    unit: bool = True
-    centre: bool = True
-    draws: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"Controls: draws must be 1 or more, got {self.draws}; 8 is a good number")
-
-    @property
-    def label(self) -> str:
-        """What tables and figures call it."""
-        parts = {"unique": self.unique, "equal counts": self.equal_counts, "unit": self.unit, "centred": self.centre}
-        return ", ".join(name for name, used in parts.items() if used) or "as they are"
-
-
-NO_CONTROLS = Controls(unique=False, equal_counts=False, unit=False, centre=False, draws=1)
-"""The tokens as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,49 +108,70 @@ def measure_redundancy(x: Float[Tensor, "n d"], *, tau: float = 0.9) -> Redundan
 
 
 def analyse_redundancy(
-    images: Iterable[AnalysedImage], controls: Controls | None = None, *, tau: float = 0.9
-) -> RedundancyReport:
+    images: Iterable[AnalysedImage], settings: Sequence[Controls] = (Controls(),), *, tau: float = 0.9
+) -> list[RedundancyReport]:
     """Compare the redundancy of visual tokens (projector output) and text tokens (input embeddings), image by image.
 
-    Only numbers are kept of each image, so any stream will do.
+    One pass; only numbers are kept of each image, so any stream will do.
 
     Args:
         images: every image needs a text.
-        controls: confounders to take out; None takes all out. `NO_CONTROLS` takes none.
+        settings: confounders to take out, a report for each entry. The default takes all out, `NO_CONTROLS` none.
         tau: see `measure_redundancy`.
 
     Raises:
-        ValueError: when there is no image, or one has no text or fewer than two (distinct) text tokens.
+        ValueError: when there is no image or no setting, or an image has no text or fewer than two (distinct) tokens on
+            one side.
+
+    Examples:
+        >>> from tokenprune.tokens import Tokens
+        >>> image = AnalysedImage(id="a", tokens=Tokens(torch.ones(4, 3), text=torch.eye(3)))
+        >>> (report,) = analyse_redundancy([image], [Controls(unique=False, centre=False)])
+        >>> report.difference["neighbours"].value
+        1.0
     """
-    controls = Controls() if controls is None else controls
+    if not settings:
+        raise ValueError("analyse_redundancy: settings is empty; give at least one, for example Controls()")
+    tallies = [_Tally() for _ in settings]
     ids: list[str] = []
-    sides: tuple[list[RedundancyMeasures], list[RedundancyMeasures]] = ([], [])
-    histogram = np.zeros((2, BINS))
     for image in images:
         if image.tokens.text is None:
             raise ValueError(f"analyse_redundancy: image {image.id!r} has no Tokens.text; give the prompt's embeddings")
         ids.append(image.id)
-        clouds = (image.tokens.visual, image.tokens.text)
-        for side, (measured, shares) in enumerate(_controlled(clouds, image.id, controls, tau)):
-            sides[side].append(measured)
-            histogram[side] += shares
-    visual, text = (summarise(side, ids) for side in sides)
-    difference = {
-        name: over_images([getattr(a, name) - getattr(b, name) for a, b in zip(*sides, strict=True)], ids)
-        for name in visual
-    }
-    return RedundancyReport(
-        controls=controls,
-        tau=tau,
-        ids=tuple(ids),
-        visual=visual,
-        text=text,
-        difference=difference,
-        histogram=histogram / len(ids),
-    )
+        for controls, tally in zip(settings, tallies, strict=True):
+            tally.add(_controlled((image.tokens.visual, image.tokens.text), image.id, controls, tau))
+    return [tally.report(controls, tau, ids) for controls, tally in zip(settings, tallies, strict=True)]
 
 
 _Measured = tuple[RedundancyMeasures, npt.NDArray[np.float64]]
+
+
+class _Tally:
+    """What one setting has measured so far."""
+
+    def __init__(self) -> None:
+        self.sides: tuple[list[RedundancyMeasures], list[RedundancyMeasures]] = ([], [])
+        self.histogram = np.zeros((2, BINS))
+
+    def add(self, results: list[_Measured]) -> None:
+        for side, (measured, shares) in enumerate(results):
+            self.sides[side].append(measured)
+            self.histogram[side] += shares
+
+    def report(self, controls: Controls, tau: float, ids: Sequence[str]) -> RedundancyReport:
+        visual, text = (summarise(side, ids) for side in self.sides)
+        pairs = list(zip(*self.sides, strict=True))
+        return RedundancyReport(
+            controls=controls,
+            tau=tau,
+            ids=tuple(ids),
+            visual=visual,
+            text=text,
+            difference={
+                name: over_images([getattr(a, name) - getattr(b, name) for a, b in pairs], ids) for name in visual
+            },
+            histogram=self.histogram / len(ids),
+        )
 
 
 def _controlled(clouds: tuple[Tensor, Tensor], name: str, controls: Controls, tau: float) -> list[_Measured]:
@@ -236,7 +219,7 @@ def _measure(x: Tensor, original: Tensor, tau: float) -> _Measured:
     norms = original.detach().double().norm(dim=-1)
     low, high = np.quantile(pairs, [0.05, 0.95])
     measured = RedundancyMeasures(
-        tokens=n,
+        tokens=float(n),
         mean_cosine=float(pairs.mean()),
         cosine_q05=float(low),
         cosine_q95=float(high),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.analysis import (
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
-Images = Sequence[AnalysedImage]
+Images = Iterator[AnalysedImage]
 Strategies = Sequence[PruningStrategy]
 
 STAGE_ONE = (
@@ -47,6 +48,7 @@ class Outcome:
         tables: title, headers and rows, printed.
         files: CSV files by name, as rows.
         figure: drawn.
+        images: how many images there were.
         findings: sentences, printed under the tables.
         strategies: texts of the strategies that ran.
     """
@@ -54,6 +56,7 @@ class Outcome:
     tables: Sequence[Table]
     files: Mapping[str, Sequence[Sequence[object]]]
     figure: "Figure"
+    images: int
     findings: Sequence[str] = ()
     strategies: Sequence[str] = ()
 
@@ -74,7 +77,8 @@ def alignment(images: Images, strategies: Strategies, tau: float) -> Outcome:
     if len(stages) < len(strategies):
         wrong = next(strategy for strategy in strategies if not isinstance(strategy, MIAlignment))
         raise ValueError(f"--strategy {wrong!r}: alignment looks at stage 1; give mi_alignment(keep=...) with options")
-    reports = analyse_alignment(images, stages)
+    first = next(images)  # drawn; all others are only measured
+    reports = analyse_alignment(chain([first], images), stages)
     columns = {
         "norm_share": ("variance\nfrom norms", True),
         "norm_correlation": ("rank corr.\nsmall norm", False),
@@ -86,20 +90,21 @@ def alignment(images: Images, strategies: Strategies, tau: float) -> Outcome:
     }
     figure = _figure(13.5, 5.0)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    tokens, stage = images[0].tokens, stages[0]
+    tokens, stage = first.tokens, stages[0]
     if tokens.text is not None:
-        objects = images[0].on_object if images[0].objects else None
+        objects = first.on_object if first.objects else None
         split_score(tokens.visual, tokens.text).plot(left, objects=objects, dropped=reports[0].images[0].dropped_share)
-        left.set_title(f"image {images[0].id}, default score, {stage!r}", loc="left", fontsize=8)
+        left.set_title(f"image {first.id}, default score, {stage!r}", loc="left", fontsize=8)
     for place, report in enumerate(reports):
         offset = 0.7 * (place / len(reports) - 0.5 + 0.5 / len(reports))
         report.plot(right, colour=_COLOURS[place % len(_COLOURS)], offset=offset)
     right.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13), fontsize=7, ncols=1)
-    findings = [f"{stage!r} ({len(images)} images):", *(f"  {text}" for text in reports[0].explanation)]
+    findings = [f"{stage!r} ({len(reports[0].ids)} images):", *(f"  {text}" for text in reports[0].explanation)]
     return Outcome(
         tables=[_means_table("Stage 1", stages, [report.means for report in reports], columns)],
         files={"alignment.csv": _long(stages, [report.means for report in reports])},
         figure=figure,
+        images=len(reports[0].ids),
         findings=findings,
         strategies=[repr(one) for one in stages],
     )
@@ -124,6 +129,7 @@ def diagnostics(images: Images, strategies: Strategies, tau: float) -> Outcome:
         tables=[_means_table("Kept sets under every objective", strategies, scores.means, columns)],
         files={"diagnostics.csv": _long(strategies, scores.means), "overlap.csv": matrix},
         figure=figure,
+        images=scores.images,
         strategies=names,
     )
 
@@ -131,7 +137,7 @@ def diagnostics(images: Images, strategies: Strategies, tau: float) -> Outcome:
 def redundancy(images: Images, strategies: Strategies, tau: float) -> Outcome:
     """Visual against text tokens, with fewer and more confounders controlled."""
     settings = (NO_CONTROLS, Controls(unit=False, centre=False), Controls())
-    reports = [analyse_redundancy(images, controls, tau=tau) for controls in settings]
+    reports = analyse_redundancy(images, settings, tau=tau)
     figure = _figure(14, 4.2)
     for ax, report in zip(figure.subplots(1, 3), reports, strict=True):
         report.plot(ax)
@@ -143,7 +149,7 @@ def redundancy(images: Images, strategies: Strategies, tau: float) -> Outcome:
         tables.append((f"Redundancy, {report.controls.label} (tau {tau:g})", ("measure", *sides), body))
         for side, means in sides.items():
             rows.extend((report.controls.label, name, side, *_numbers(mean)) for name, mean in means.items())
-    return Outcome(tables=tables, files={"redundancy.csv": rows}, figure=figure)
+    return Outcome(tables=tables, files={"redundancy.csv": rows}, figure=figure, images=len(reports[0].ids))
 
 
 def spatial(images: Images, strategies: Strategies, tau: float) -> Outcome:
@@ -181,6 +187,7 @@ def spatial(images: Images, strategies: Strategies, tau: float) -> Outcome:
             "heat.csv": [("strategy", "row", "column", "share_of_images"), *heat],
         },
         figure=figure,
+        images=len(reports[0].ids),
         strategies=[repr(one) for one in strategies],
     )
 

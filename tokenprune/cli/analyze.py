@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out.expanduser() / f"analyze-{args.what}"
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_model(args)
-    images = list(_watched(_images(args, loaded, strategies), args.count or 0))
+    images = _watched(_images(args, loaded, strategies))
     with need("matplotlib").rc_context(STYLE):
         outcome = RUN[args.what](images, strategies, args.tau)
-    _write(folder, args, loaded, outcome, len(images))
+    _write(folder, args, loaded, outcome)
     _print(folder, outcome)
     return 0
 
@@ -117,13 +117,13 @@ def _images(
     return stream_images(loaded, samples, other_questions=others, want=want)
 
 
-def _watched(images: "Iterator[AnalysedImage]", total: int) -> "Iterator[AnalysedImage]":
+def _watched(images: "Iterator[AnalysedImage]") -> "Iterator[AnalysedImage]":
     from tqdm import tqdm
 
-    yield from tqdm(images, total=total or None, desc="images", leave=False, mininterval=0.5, disable=None)
+    yield from tqdm(images, desc="images", unit="", leave=False, mininterval=0.5, disable=None)
 
 
-def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcome: "Outcome", images: int) -> None:
+def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcome: "Outcome") -> None:
     from tokenprune import __version__
     from tokenprune.evaluate.figures import to_png
     from tokenprune.evaluate.run_folder import write_atomically
@@ -140,7 +140,7 @@ def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcom
         "weights": loaded.digest,
         "dtype": loaded.dtype,
         "data": args.data or "bundled scenes",
-        "images": images,
+        "images": outcome.images,
         "strategies": outcome.strategies,
         "tau": args.tau if args.what == "redundancy" else None,
         "findings": list(outcome.findings),

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 
@@ -9,9 +10,21 @@ import torch
 
 from tests.unit.analysis.clouds import random_image, scenes
 from tokenprune import Tokens
-from tokenprune.analysis import NO_CONTROLS, AnalysedImage, Controls, analyse_redundancy, measure_redundancy
+from tokenprune.analysis import (
+    NO_CONTROLS,
+    AnalysedImage,
+    Controls,
+    RedundancyReport,
+    analyse_redundancy,
+    measure_redundancy,
+)
 
 matplotlib.use("agg")
+
+
+def compare(images: Iterable[AnalysedImage], controls: Controls = Controls()) -> RedundancyReport:  # noqa: B008
+    (report,) = analyse_redundancy(images, [controls])
+    return report
 
 
 def image(visual: torch.Tensor, text: torch.Tensor, name: str = "a") -> AnalysedImage:
@@ -53,8 +66,8 @@ def test_one_cloud_on_both_sides_shows_no_difference_once_counts_are_equal() -> 
         image(torch.randn(200, 16, generator=generator), torch.randn(20, 16, generator=generator), f"i{i}")
         for i in range(30)
     ]
-    raw = analyse_redundancy(images, NO_CONTROLS).difference["rank_share"]
-    fair = analyse_redundancy(images, Controls(centre=False)).difference["rank_share"]
+    raw = compare(images, NO_CONTROLS).difference["rank_share"]
+    fair = compare(images, Controls(centre=False)).difference["rank_share"]
     assert raw.high < -0.3
     assert abs(fair.value) < 0.02
     assert fair.low < 0.01
@@ -63,8 +76,8 @@ def test_one_cloud_on_both_sides_shows_no_difference_once_counts_are_equal() -> 
 def test_centring_takes_a_common_direction_out() -> None:
     generator = torch.Generator().manual_seed(1)
     visual, text = torch.randn(60, 16, generator=generator) + 5, torch.randn(60, 16, generator=generator)
-    raw = analyse_redundancy([image(visual, text)], Controls(unit=False, centre=False))
-    centred = analyse_redundancy([image(visual, text)], Controls(unit=False))
+    raw = compare([image(visual, text)], Controls(unit=False, centre=False))
+    centred = compare([image(visual, text)], Controls(unit=False))
     assert raw.difference["mean_cosine"].value > 0.8
     assert abs(centred.difference["mean_cosine"].value) < 0.01
     assert centred.visual["mean_cosine"].value == pytest.approx(-1 / 59, abs=0.005)
@@ -72,11 +85,11 @@ def test_centring_takes_a_common_direction_out() -> None:
 
 def test_repeated_words_are_dropped_and_unit_length_removes_the_spread_of_norms() -> None:
     visual, text = torch.eye(4, 8), torch.eye(8)[[4, 5, 6, 4, 4]] * torch.tensor([[1.0], [9.0], [1.0], [1.0], [1.0]])
-    kept = analyse_redundancy([image(visual, text)], NO_CONTROLS)
-    unique = analyse_redundancy([image(visual, text)], replace(NO_CONTROLS, unique=True))
+    kept = compare([image(visual, text)], NO_CONTROLS)
+    unique = compare([image(visual, text)], replace(NO_CONTROLS, unique=True))
     assert (kept.text["tokens"].value, kept.text["neighbours"].value) == (5, 0.6)
     assert (unique.text["tokens"].value, unique.text["neighbours"].value) == (3, 0.0)
-    unit = analyse_redundancy([image(visual, text)], replace(NO_CONTROLS, unique=True, unit=True))
+    unit = compare([image(visual, text)], replace(NO_CONTROLS, unique=True, unit=True))
     assert unique.text["participation_share"].value < 0.5
     assert unit.text["participation_share"].value == pytest.approx(1.0)
     assert unit.text["norm_spread"].value == unique.text["norm_spread"].value > 0.5
@@ -84,16 +97,16 @@ def test_repeated_words_are_dropped_and_unit_length_removes_the_spread_of_norms(
 
 def test_draws_depend_on_the_image_and_not_on_its_place() -> None:
     images = [random_image(i, name=f"i{i}") for i in range(3)]
-    forward, backward = analyse_redundancy(images), analyse_redundancy(reversed(images))
+    forward, backward = compare(images), compare(reversed(images))
     assert forward.visual["mean_cosine"].value == pytest.approx(backward.visual["mean_cosine"].value, abs=1e-12)
-    other = analyse_redundancy(images, Controls(seed=1))
+    other = compare(images, Controls(seed=1))
     assert forward.visual["mean_cosine"].value != other.visual["mean_cosine"].value
 
 
 def test_the_scenes_and_the_drawing() -> None:
     from matplotlib.figure import Figure
 
-    report = analyse_redundancy(scenes())
+    report = compare(scenes())
     assert report.visual["tokens"].value == report.text["tokens"].value < 20
     assert report.histogram.sum(1) == pytest.approx([1.0, 1.0])
     centres = (np.arange(80) + 0.5) / 40 - 1
@@ -114,8 +127,18 @@ def test_bad_input_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="draws must be 1 or more, got 0"):
         Controls(draws=0)
     with pytest.raises(ValueError, match="'a' has no Tokens.text"):
-        analyse_redundancy([AnalysedImage(id="a", tokens=Tokens(torch.eye(3)))])
+        compare([AnalysedImage(id="a", tokens=Tokens(torch.eye(3)))])
     with pytest.raises(ValueError, match="3 visual and 1 text tokens .* longer prompt"):
-        analyse_redundancy([image(torch.eye(3), torch.ones(4, 3))])
+        compare([image(torch.eye(3), torch.ones(4, 3))])
     with pytest.raises(ValueError, match="there are no images"):
-        analyse_redundancy([])
+        compare([])
+    with pytest.raises(ValueError, match="settings is empty"):
+        analyse_redundancy([], [])
+
+
+def test_several_settings_in_one_pass_give_what_each_gives_alone() -> None:
+    images = [random_image(i, name=f"i{i}") for i in range(3)]
+    both = analyse_redundancy(iter(images), [NO_CONTROLS, Controls()])
+    for report, controls in zip(both, [NO_CONTROLS, Controls()], strict=True):
+        alone = compare(images, controls)
+        assert (report.visual, report.text, report.difference) == (alone.visual, alone.text, alone.difference)
