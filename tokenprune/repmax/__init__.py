@@ -4,6 +4,7 @@ from tokenprune.repmax.certificate import Certificate, certify
 from tokenprune.repmax.clouds import token_cloud
 from tokenprune.repmax.distances import distance_matrix
 from tokenprune.repmax.exact import ExactRepMax, ExactResult, exact_repmax
+from tokenprune.repmax.gap import GapRow, measure_gap
 from tokenprune.repmax.greedy import GreedyRepMax, greedy_repmax, greedy_repmax_batched
 from tokenprune.repmax.local_search import LocalSearchRepMax, local_search_repmax
 from tokenprune.repmax.objective import mean_pairwise_distance, negative_type_defect, pair_sum, random_expectation
@@ -14,6 +15,7 @@ __all__ = [
     "Certificate",
     "ExactRepMax",
     "ExactResult",
+    "GapRow",
     "GreedyRepMax",
     "LocalSearchRepMax",
     "RelaxRoundRepMax",
@@ -25,6 +27,7 @@ __all__ = [
     "greedy_repmax_batched",
     "local_search_repmax",
     "mean_pairwise_distance",
+    "measure_gap",
     "negative_type_defect",
     "pair_sum",
     "random_expectation",

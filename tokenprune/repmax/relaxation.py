@@ -173,7 +173,7 @@ def frank_wolfe(
 def guess_active_set(
     matrix: Array, linear: Array, k: int, start: Array, *, stop: float, tolerance: float, limit: int = 12
 ) -> Tangent:
-    """Primal-dual active set: guess which coordinates are 0, 1 or between, solve for those between, correct all at once.
+    """Primal-dual active set: guess which coordinates are 0, 1 or between, solve for those, correct all at once.
 
     Converges in one to six solves from a good start and may cycle from a bad one, hence the limit; then `active_set`,
     which corrects one coordinate at a time and cannot cycle, goes on from the best point seen.

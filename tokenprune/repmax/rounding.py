@@ -52,10 +52,11 @@ def relax_round_repmax(
         >>> relax_round_repmax(np.array([[0.0], [1.0], [5.0], [6.0]]), 2, distance="euclidean")
         array([0, 3])
     """
-    return like(x, _rounded(prepare(x, k, distance=distance, quality=quality, owner="relax_round_repmax")))
+    return like(x, rounded(prepare(x, k, distance=distance, quality=quality, owner="relax_round_repmax")))
 
 
-def _rounded(problem: Problem) -> Indices:
+def rounded(problem: Problem) -> Indices:
+    """`relax_round_repmax` on a `Problem`; ascending indices."""
     if problem.k in (0, problem.n):
         return np.arange(problem.k, dtype=np.int64)
     start = np.zeros(problem.n)

@@ -1,0 +1,281 @@
+"""`tokenprune gap`: how far greedy RepMax and its relatives are from the best possible set, with proof."""
+
+import argparse
+import csv
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tokenprune.budget import Keep, check_keep, keep_count
+from tokenprune.cli.options import make_console
+
+if TYPE_CHECKING:
+    from tokenprune.repmax import GapRow
+    from tokenprune.repmax.distances import Distance
+
+DISTANCES = ("cosine", "euclidean", "sqeuclidean", "angular")
+
+
+def add_parser(subparsers: Any) -> None:  # noqa: ANN401
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "gap",
+        help="measure how far greedy RepMax is from the proved optimum",
+        description="Select tokens with every RepMax method and compare with the proved optimum or bound. Writes "
+        "gap.csv and gap.png. Without TOKENS the visual tokens of the bundled model on its test scenes are used.",
+    )
+    parser.add_argument(
+        "tokens", nargs="*", type=Path, metavar="TOKENS", help=".npy or .safetensors with (n, d) or (b, n, d) tokens"
+    )
+    parser.add_argument(
+        "--keep", default="33.3%,22.2%,11.1%", metavar="LIST", help="budgets (default 33.3%%,22.2%%,11.1%%)"
+    )
+    parser.add_argument("--distance", default="cosine,euclidean", metavar="LIST", help="default: cosine,euclidean")
+    parser.add_argument("--images", type=int, default=10, metavar="N", help="at most so many images (default 10)")
+    parser.add_argument(
+        "--synthetic", metavar="KIND", help="a synthetic cloud instead: clusters, aniso, spatial, outliers, dups, ..."
+    )
+    parser.add_argument("--size", type=int, default=576, metavar="N", help="tokens of a synthetic cloud (default 576)")
+    parser.add_argument("--width", type=int, default=64, metavar="D", help="width of a synthetic cloud (default 64)")
+    parser.add_argument(
+        "--time-limit", type=float, default=10.0, metavar="S", help="seconds for each proof (default 10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random subsets and clouds (default 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gap"), metavar="FOLDER", help="default: runs/gap")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write."""
+    from tokenprune.repmax import measure_gap
+
+    keeps = [parse_keep(text) for text in args.keep.split(",")]
+    distances = [text.strip() for text in args.distance.split(",")]
+    unknown = [text for text in distances if text not in DISTANCES]
+    if unknown:
+        raise ValueError(f"--distance must list some of {', '.join(DISTANCES)}, got {unknown[0]!r}")
+    if args.images < 1:
+        raise ValueError(f"--images must be 1 or more, got {args.images}")
+    console = make_console()
+    rows: list[GapRow] = []
+    for name, tokens in _images(args):
+        for distance in distances:
+            for keep in keeps:
+                k = keep_count(keep, len(tokens))
+                if not 2 <= k < len(tokens):
+                    raise ValueError(f"--keep {keep} of {len(tokens)} tokens is {k}; it must be 2 to {len(tokens) - 1}")
+                rows += measure_gap(
+                    tokens,
+                    k,
+                    distance=cast("Distance", distance),
+                    time_limit=args.time_limit,
+                    image=name,
+                    seed=args.seed,
+                )
+        done = [row for row in rows if row.method == "exact"]
+        console.print(f"{name}: {sum(row.proved for row in done)} of {len(done)} optima proved so far", highlight=False)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, args.out / "gap.csv")
+    draw(rows, args.out / "gap.png", source=_source(args))
+    console.print(_table(rows))
+    console.print(f"wrote {args.out / 'gap.csv'} and {args.out / 'gap.png'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def parse_keep(text: str) -> Keep:
+    """A budget as written on the command line: "64", "0.111" or "11.1%".
+
+    Examples:
+        >>> parse_keep("64"), parse_keep("0.25"), parse_keep("50%")
+        (64, 0.25, 0.5)
+    """
+    text = text.strip()
+    try:
+        value: Keep = float(text[:-1]) / 100 if text.endswith("%") else float(text) if "." in text else int(text)
+    except ValueError:
+        raise ValueError(f"--keep must list numbers of tokens or shares such as 64,0.25,11.1%; got {text!r}") from None
+    return check_keep(value, owner="tokenprune gap", parameter="--keep")
+
+
+def _source(args: argparse.Namespace) -> str:
+    if args.synthetic:
+        return f"synthetic tokens: {args.synthetic}, n = {args.size}, d = {args.width}"
+    return ", ".join(path.name for path in args.tokens) or "visual tokens of the bundled model, test scenes"
+
+
+def _images(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Names and (n, d) tokens of the images that the arguments ask for."""
+    if args.synthetic and args.tokens:
+        raise ValueError("give TOKENS or --synthetic, not both")
+    if args.synthetic:
+        from tokenprune.repmax import token_cloud
+
+        for seed in range(args.seed, args.seed + args.images):
+            yield f"{args.synthetic}-{seed}", token_cloud(args.synthetic, args.size, args.width, seed=seed)
+    elif args.tokens:
+        found = (image for path in args.tokens for image in read_tokens(path))
+        yield from (image for _, image in zip(range(args.images), found, strict=False))
+    else:
+        from transformers.utils import logging
+
+        from tokenprune.analysis import bundled_images
+        from tokenprune.evaluate.loading import load
+
+        logging.disable_progress_bar()
+        for image in bundled_images(load(), args.images, seed=args.seed):
+            yield image.id, image.tokens.visual
+
+
+def read_tokens(path: Path) -> Iterator[tuple[str, Any]]:
+    """The images in a .npy or .safetensors file; a three-dimensional array holds one image per entry.
+
+    Raises:
+        ValueError: when the file does not exist or holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"the file {path} does not exist")
+    if path.suffix == ".npy":
+        import numpy as np
+
+        arrays: dict[str, Any] = {path.stem: np.load(path, allow_pickle=False)}
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        arrays = load_file(path)
+    else:
+        raise ValueError(f"{path}: tokens must be a .npy or .safetensors file")
+    for name, array in arrays.items():
+        if array.ndim == 2:
+            yield name, array
+        elif array.ndim == 3:
+            yield from ((f"{name}[{place}]", image) for place, image in enumerate(array))
+        else:
+            raise ValueError(f"{path}: {name} has shape {tuple(array.shape)}; tokens are (n, d) or (b, n, d)")
+
+
+def write_csv(rows: Iterable["GapRow"], path: Path) -> None:
+    """All rows with all digits."""
+    from tokenprune.repmax import GapRow
+
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(GapRow.columns())
+        writer.writerows([getattr(row, name) for name in GapRow.columns()] for row in rows)
+
+
+def grouped(rows: Sequence["GapRow"]) -> dict[tuple[str, int, str], list["GapRow"]]:
+    """Rows by distance, budget and method, in order of appearance."""
+    groups: dict[tuple[str, int, str], list[GapRow]] = {}
+    for row in rows:
+        groups.setdefault((row.distance, row.k, row.method), []).append(row)
+    return groups
+
+
+def _table(rows: Sequence["GapRow"]) -> Any:  # noqa: ANN401
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title="Gap to the proved optimum or best bound")
+    for name in ("Distance", "Kept", "Method", "Mean %", "Worst %", "Normalised %", "Own tangent %", "Proved", "ms"):
+        table.add_column(name, justify="left" if name in ("Distance", "Method") else "right", no_wrap=True)
+    last = None
+    for (distance, k, method), members in grouped(rows).items():
+        if last not in (None, (distance, k)):
+            table.add_section()
+        last = (distance, k)
+        count = len(members)
+        cells = (
+            sum(row.gap for row in members) / count,
+            max(row.gap for row in members),
+            sum(row.normalised_gap for row in members) / count,
+            sum(row.tangent_gap for row in members) / count,
+        )
+        proved = f"{sum(row.proved for row in members)}/{count}"
+        milliseconds = f"{1000 * sum(row.seconds for row in members) / count:.1f}"
+        table.add_row(distance, str(k), method, *(percent(cell) for cell in cells), proved, milliseconds)
+    return table
+
+
+def percent(share: float) -> str:
+    """Three significant digits of a percentage; "0" for what is within the solver's tolerance.
+
+    Examples:
+        >>> percent(0.1234), percent(0.00001234), percent(1e-10)
+        ('12.3', '0.00123', '0')
+    """
+    if share <= 2e-9:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(100 * share)))
+    return f"{100 * share:.{digits}f}"
+
+
+def draw(rows: Sequence["GapRow"], path: Path, *, source: str) -> None:
+    """One panel per distance: gap against kept tokens, a line per method, means with the range over images."""
+    import numpy as np
+
+    from tokenprune.evaluate.extras import need
+    from tokenprune.evaluate.figures import STYLE
+
+    matplotlib = need("matplotlib")
+    from matplotlib.figure import Figure
+
+    looks = {
+        "random": ("#777777", "o"),
+        "first_greedy": ("#E69F00", "v"),
+        "greedy": ("#D55E00", "o"),
+        "reverse_greedy": ("#CC79A7", "^"),
+        "greedy+swap": ("#0072B2", "D"),
+        "relax_round": ("#009E73", "P"),
+    }
+    names = {"first_greedy": "greedy from token 0", "random": "random subset", "relax_round": "rounded relaxation"}
+    distances = list(dict.fromkeys(row.distance for row in rows))
+    floor = 1e-6  # percent; what is at the floor is optimal to the solver's tolerance
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4 * len(distances) + 1.6, 4.2), layout="constrained")
+        panels = figure.subplots(1, len(distances), sharey=True, squeeze=False)[0]
+        for panel, distance in zip(panels, distances, strict=True):
+            budgets = sorted({row.k for row in rows if row.distance == distance})
+            for place, (method, (colour, marker)) in enumerate(looks.items()):
+                dodged = [k * (1 + 0.012 * (place - 2.5)) for k in budgets]  # so that equal values stay visible
+                values = [
+                    [r.gap * 100 for r in rows if (r.distance, r.k, r.method) == (distance, k, method)] for k in budgets
+                ]
+                means = np.maximum([float(np.mean(v)) for v in values], floor)
+                low = means - np.maximum([min(v) for v in values], floor)
+                high = np.maximum([max(v) for v in values], floor) - means
+                panel.errorbar(
+                    dodged,
+                    means,
+                    yerr=[np.maximum(low, 0), np.maximum(high, 0)],
+                    color=colour,
+                    marker=marker,
+                    markersize=5,
+                    linewidth=1.2,
+                    elinewidth=0.7,
+                    capsize=2,
+                    label=names.get(method, method.replace("_", " ")),
+                )
+            swaps = [[r for r in rows if (r.distance, r.k, r.method) == (distance, k, "greedy+swap")] for k in budgets]
+            for attribute, style, label in (
+                ("tangent_gap", "--", "certified: tangent at greedy+swap"),
+                ("convex_gap", ":", "certified: convex bound"),
+            ):
+                means = [100 * float(np.mean([getattr(r, attribute) for r in members])) for members in swaps]
+                panel.plot(budgets, np.maximum(means, floor), style, color="#0072B2", linewidth=1.2, label=label)
+            panel.set_xscale("log")
+            panel.set_yscale("log")
+            panel.set_xticks(budgets, [str(k) for k in budgets])
+            panel.minorticks_off()
+            panel.set_title(distance)
+            panel.set_xlabel("tokens kept")
+        panels[0].set_ylabel("below the proved optimum or bound, %")
+        panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+        proved = sum(row.proved for row in rows) / len(rows)
+        images = len({row.image for row in rows})
+        figure.supxlabel(
+            f"{source}; {images} image{'s' if images > 1 else ''}, mean and range; proved in {100 * proved:.0f}% "
+            f"of cases. Values at {floor:g}% are optimal to the solver's tolerance.",
+            fontsize=7,
+            color="#555555",
+        )
+        figure.savefig(path, dpi=150)
