@@ -82,6 +82,25 @@ def test_measures_against_a_loop(strategy: MIAlignment) -> None:
     assert measured.object_dropped_by_norm == pytest.approx(len(out_norm & objects) / len(out))
     assert math.isnan(measured.norm_share) == (strategy.metric != "sqeuclidean")
 
+    assert tokens.text is not None
+    assert tokens.question is not None
+    words = tokens.text.tolist()
+    if strategy.text == "question":
+        words = [row for row, asked in zip(words, tokens.question.tolist(), strict=True) if asked]
+    centre = [sum(column) / len(words) for column in zip(*words, strict=True)]
+    by_text = [2 * sum(a * b for a, b in zip(row, centre, strict=True)) for row in tokens.visual.tolist()]
+    out_text = dropped(by_text)
+    assert measured.object_dropped_by_text == pytest.approx(len(out_text & objects) / len(out))
+    if strategy.metric == "sqeuclidean":
+        total = [a + b for a, b in zip(small, by_text, strict=True)]
+        assert measured.norm_share == pytest.approx(np.cov(small, total)[0, 1] / np.var(total, ddof=1))
+        assert measured.text_share == pytest.approx(1 - measured.norm_share)
+    lengths = [math.sqrt(sum(x * x for x in row)) for row in words]
+    norms = [math.sqrt(-x) for x in small]
+    assert measured.norm_ratio == pytest.approx(np.mean(norms) / np.mean(lengths))
+    inside, outside = ([x for i, x in enumerate(small) if (i in objects) == side] for side in (True, False))
+    assert measured.object_norm_ratio == pytest.approx(np.mean(inside) / np.mean(outside))
+
 
 def test_a_question_that_says_nothing_changes_nothing() -> None:
     image = random_image()
