@@ -1,6 +1,7 @@
 """Run cells: every sample once under each strategy, timed by stage, on shared vision features."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,11 @@ from tokenprune.evaluate.features import DEFAULT_CACHE_BYTES, FeatureCache, take
 from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import adapter_for, build_prompt, compact, select_tokens
+from tokenprune.models.decoder import DecoderRun
+from tokenprune.models.inside import cut_inside
+from tokenprune.models.plan import Plan, make_plan
 from tokenprune.models.prompt import Prompt
+from tokenprune.models.pruning import Pruned
 from tokenprune.models.select import check_strategy_fits
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
@@ -28,7 +33,8 @@ class Runner:
 
     - vision: tower and projector, once per picture and outside of all cells; reading and resizing files not included.
     - selection: the strategy's choice and the building of the shorter prompt; what pruning costs. None for dense.
-    - prefill: embedding and merging the prompt, the forward pass over it, and the choice of the first token.
+    - prefill: embedding and merging the prompt, the forward pass over it, and the choice of the first token; choices
+      made inside the decoder count as selection.
     - decode: all further tokens, until every answer of the batch has ended.
 
     The first batch of a cell warms up and its times are not counted; when it is the only one, it runs twice.
@@ -70,7 +76,7 @@ class Runner:
         batch, inputs = next(make_batches(self.loaded.processor, self.samples[:1], 1, self.names))
         prompt = self._prompt(batch, self._encode(inputs, len(batch.pictures), range(len(batch.pictures))))
         for strategy in strategies:
-            select_tokens(strategy, prompt)
+            select_tokens(make_plan(strategy).before, prompt)
 
     def prepare(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Tokenise all samples and encode every picture once; `progress` is told how many samples are done."""
@@ -113,24 +119,35 @@ class Runner:
         start = now(self.device)
         prompt = self._prompt(batch, vision)
         built = now(self.device)
-        selections = self._everything(prompt) if strategy is None else select_tokens(strategy, prompt)[0]
-        pruned = compact(prompt, selections, positions=self._policy(strategy))
+        plan = None if strategy is None else make_plan(strategy, self.positions)
+        selections = self._everything(prompt) if plan is None else select_tokens(plan.before, prompt)[0]
+        pruned = compact(prompt, selections, positions=self._policy(None) if plan is None else plan.policy)
         chosen = now(self.device)
-        out = generate_timed(
-            self.loaded.model, pruned.generate_kwargs(), max_new_tokens=self.max_new_tokens, device=self.device
-        )
+        arguments, inside, averages = pruned.generate_kwargs(), 0.0, [float(selection.kept) for selection in selections]
+        with self._inside(plan, Pruned(prompt, pruned, selections, 0.0)) as run:
+            if run is not None:
+                arguments["disable_compile"] = True
+            out = generate_timed(self.loaded.model, arguments, max_new_tokens=self.max_new_tokens, device=self.device)
+        if run is not None:
+            selections, inside = run.selections(), run.seconds
+            averages = [sum(entering) / len(entering) for entering in run.counts]
         new = out.sequences[:, pruned.ids.shape[1] :].cpu()
         texts = self.loaded.processor.batch_decode(new, skip_special_tokens=True)
         records: list[dict[str, Any]] = [
             {"id": sample.id, "answer": text.strip(), "output_tokens": length, "images": []}
             for sample, text, length in zip(batch.samples, texts, answer_lengths(new, self._end_ids()), strict=True)
         ]
-        for segment, selection in zip(prompt.segments, selections, strict=True):
+        for segment, selection, average in zip(prompt.segments, selections, averages, strict=True):
             indices = None if strategy is None else selection.indices.tolist()
-            entry = {"tokens_in": selection.total, "tokens_out": selection.kept, "indices": indices}
+            entry: dict[str, Any] = {"tokens_in": selection.total, "tokens_out": selection.kept, "indices": indices}
+            if run is not None:
+                entry["layer_average"] = average
             records[segment.row]["images"].append(entry)
-        selecting = None if strategy is None else chosen - built
-        return records, {"selection": selecting, "prefill": built - start + out.prefill, "decode": out.decode}
+        selecting = None if strategy is None else chosen - built + inside
+        return records, {"selection": selecting, "prefill": built - start + out.prefill - inside, "decode": out.decode}
+
+    def _inside(self, plan: Plan | None, before: Pruned) -> AbstractContextManager[DecoderRun | None]:
+        return nullcontext() if plan is None or not plan.cuts else cut_inside(self.adapter, plan, before)
 
     def _policy(self, strategy: PruningStrategy | None) -> PositionPolicy:
         return self.positions or ("compact" if strategy is None else strategy.positions)

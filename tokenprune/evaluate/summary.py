@@ -42,7 +42,8 @@ class Row:
         right_to_wrong: samples that dense gets right and this does not; a mean over seeds.
         wrong_to_right: the opposite.
         tokens_in: visual tokens per image before pruning, a mean.
-        tokens_out: visual tokens per image that enter the language model, a mean.
+        tokens_out: visual tokens per image that enter a layer of the language model, a mean over images and layers;
+            methods that drop inside it keep fewer in the end.
         output_tokens: generated tokens per answer, a mean.
         times: stage to milliseconds per sample; a stage that does not occur is missing.
         kinds: accuracy by kind of question.
@@ -152,7 +153,7 @@ def _row(
         right_to_wrong=float(np.mean([lost for lost, _ in turned])),
         wrong_to_right=float(np.mean([won for _, won in turned])),
         tokens_in=float(np.mean([picture["tokens_in"] for picture in pictures])),
-        tokens_out=float(np.mean([picture["tokens_out"] for picture in pictures])),
+        tokens_out=float(np.mean([picture.get("layer_average", picture["tokens_out"]) for picture in pictures])),
         output_tokens=float(
             np.mean([record["output_tokens"] for content in contents for record in content["samples"]])
         ),

@@ -2,8 +2,8 @@
 
 import functools
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -85,3 +85,27 @@ class Inside:
         """Put into the record what a run chose."""
         counts = [tuple(entering) for entering in run.counts]
         self.record.add(kind, run.before.prompt, run.layout.columns, run.selections(), run.seconds, counts)
+
+
+@contextmanager
+def cut_inside(adapter: Adapter, plan: Plan, before: Pruned) -> Iterator[DecoderRun]:
+    """The decoder's part of a plan for callers who prepare prompts themselves; one `generate` with `before` inside.
+
+    Call it with `disable_compile=True`. Afterwards the run says what is left (`selections`), how many tokens entered
+    each layer (`counts`) and how long choosing took (`seconds`).
+
+    Args:
+        adapter: the model's adapter.
+        plan: with at least one cut.
+        before: the prompt as it enters the language model, padded on the left.
+
+    Raises:
+        RuntimeError: at the end, when a stage did not fire.
+    """
+    inside = Inside(adapter, plan, Record(plan.strategy, plan.final_policy))
+    with ExitStack() as stack:
+        for module, hook in inside.hooks():
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        run = inside.follow("generate", before, stack)
+        yield run
+        run.check_finished()
