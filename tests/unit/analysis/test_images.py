@@ -21,6 +21,8 @@ def test_scenes_carry_cards_and_other_questions_about_the_same_picture() -> None
     first = scenes()[0]
     assert first.tokens.grid == (16, 16)
     assert first.tokens.cls_attention is not None
+    keys = {image.tokens.key for image in scenes()}
+    assert len(keys - {None}) == len(scenes())  # random strategies draw anew for every image
     assert all(len(rows) == 9 for rows in first.objects)
     assert int(first.on_object.sum()) == 9 * len(first.objects)
     assert len(first.others) >= 8

@@ -142,3 +142,16 @@ def test_several_settings_in_one_pass_give_what_each_gives_alone() -> None:
     for report, controls in zip(both, [NO_CONTROLS, Controls()], strict=True):
         alone = compare(images, controls)
         assert (report.visual, report.text, report.difference) == (alone.visual, alone.text, alone.difference)
+
+
+def test_what_the_controls_take_out_by_hand() -> None:
+    tokens = random_image(2, n=24, m=7).tokens
+    assert tokens.text is not None
+    centred = compare([image(tokens.visual, tokens.text)], replace(NO_CONTROLS, centre=True))
+    expected = measure_redundancy(tokens.visual.double() - tokens.visual.double().mean(0))
+    assert centred.visual["mean_cosine"].value == pytest.approx(expected.mean_cosine, rel=1e-9)
+    assert centred.visual["rank_share"].value == pytest.approx(expected.rank_share, rel=1e-9)
+    equal = compare([image(tokens.visual, tokens.text)], replace(NO_CONTROLS, equal_counts=True))
+    assert equal.visual["tokens"].value == equal.text["tokens"].value == 7
+    one, two = (compare([image(tokens.visual, tokens.text, name)]) for name in ("a", "b"))
+    assert one.visual["mean_cosine"].value != two.visual["mean_cosine"].value  # another image, another draw
