@@ -93,7 +93,7 @@ def legend(rows: Sequence[Row]) -> str:
     seeds = max(row.seeds for row in rows)
     budgets = ", ".join(show_budget(row.keep) for row in rows if row.keep is not None and row.method == "random")
     return (
-        f"Budgets: {budgets}. Tokens: visual tokens per image, mean over the decoder's layers. Bold: highest accuracy at "
+        f"Budgets: {budgets}. Tokens: visual tokens per image, mean over decoder layers. Bold: highest accuracy at "
         "the budget. "
         f"Random: mean ± standard deviation over {seeds} seeds. vs Random: points, paired bootstrap. "
         "Agree: same answer as the dense model; "
