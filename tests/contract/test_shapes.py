@@ -7,7 +7,7 @@ from pathlib import Path
 CODE = """
 from jaxtyping import install_import_hook
 
-MODULES = ["tokenprune.tokens", "tokenprune.alignment", "tokenprune.baselines", "tokenprune.repmax", "tokenprune.presets"]
+MODULES = [f"tokenprune.{name}" for name in ("tokens", "alignment", "baselines", "repmax", "presets")]
 with install_import_hook(MODULES, "beartype.beartype"):
     import tokenprune
     from tokenprune import strategies
@@ -34,8 +34,7 @@ print("ran", ran)
 
 
 def test_annotated_shapes_hold() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CODE], cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=False
-    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-1]) >= 18
