@@ -10,6 +10,7 @@ BENCHMARKS = {
     "compare": "benchmarks.compare_bundled",
     "alignment": "benchmarks.analyze_bundled",
     "parity": "benchmarks.parity_table",
+    "repmax": "benchmarks.repmax",
 }
 
 

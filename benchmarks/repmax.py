@@ -4,6 +4,7 @@ Writes into benchmarks/results/:
     repmax_proof.csv     our branch and bound over cloud, n, d, k and distance; gaps of the heuristics and certificates
     repmax_solvers.csv   the same small instances for ours, HiGHS (RLT and Glover) and, when installed, CP-SAT
     repmax_heuristics.csv  max-div, when installed, against greedy and swaps at n = 576
+    repmax_gap_bundled.csv, .png  `tokenprune gap` on the bundled model's tokens
     repmax.json          machine, versions, commit
 One thread is used when OMP_NUM_THREADS=1 is set. Processor seconds stand beside wall seconds: machines are shared.
 """
@@ -11,7 +12,9 @@ One thread is used when OMP_NUM_THREADS=1 is set. Processor seconds stand beside
 import argparse
 import csv
 import json
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -22,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenprune.cli.main import main as tokenprune
 from tokenprune.evaluate.environment import device_name, git_state, load_average, package_versions, usable_cores
 from tokenprune.repmax import (
     certify,
@@ -215,11 +219,42 @@ def write(name: str, rows: Iterable[dict[str, Any]]) -> None:
             )
 
 
+def bundled(limit: float, quick: bool) -> None:
+    """The bundled model's tokens, through the command line."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--images", "2" if quick else "12", "--time-limit", str(limit), "--out", folder]
+        if tokenprune(["gap", *options]) != 0:
+            raise RuntimeError("tokenprune gap did not finish")
+        for ending in ("csv", "png"):
+            shutil.copyfile(Path(folder) / f"gap.{ending}", RESULTS / f"repmax_gap_bundled.{ending}")
+
+
+def note(table: str, limit: float) -> None:
+    """Write down where, with what and with which limit a table was measured."""
+    path = RESULTS / "repmax.json"
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    versions = package_versions()
+    for name in ("ortools", "max-div"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    facts[table] = {
+        "machine": device_name("cpu"),
+        "cores": usable_cores(),
+        "load_at_end": load_average(),
+        "seconds_per_proof": limit,
+        "versions": versions,
+        "git": git_state(),
+    }
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run all tables, or the named ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--tables", default="solvers,heuristics,proof", help="which, with commas between (default: all)"
+        "--tables", default="bundled,solvers,heuristics,proof", help="which, with commas between (default: all)"
     )
     parser.add_argument("--limit", type=float, default=60.0, help="seconds per proof (default 60)")
     parser.add_argument("--quick", action="store_true", help="a few small cases, to see that it runs")
@@ -227,20 +262,15 @@ def main(argv: list[str] | None = None) -> int:
     RESULTS.mkdir(exist_ok=True)
     makers = {"proof": proofs, "solvers": solvers, "heuristics": heuristics}
     for table in args.tables.split(","):
+        if table == "bundled":
+            bundled(args.limit, args.quick)
+            note(table, args.limit)
+            continue
         rows = makers[table](args.limit, args.quick)
         first = next(iter(rows), None)
         if first is not None:
             write(f"repmax_{table}.csv", _chain(first, rows))
-    versions = package_versions()
-    for name in ("ortools", "max-div", "highspy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    facts = {"machine": device_name("cpu"), "cores": usable_cores(), "load": load_average(), "limit": args.limit}
-    (RESULTS / "repmax.json").write_text(
-        json.dumps(facts | {"versions": versions, "git": git_state()}, indent=2) + "\n"
-    )
+        note(table, args.limit)
     return 0
 
 
