@@ -19,7 +19,7 @@ help:
 	@echo "make test   install, then run every test that needs no GPU"
 	@echo "make check  lint, format, types, import layers, documentation build"
 	@echo "make docs   build the documentation site into site/"
-	@echo "make bench  run the benchmarks and write benchmarks/results/"
+	@echo "make bench  run every benchmark, about an hour, into benchmarks/results/"
 	@echo "make gpu    run the tests marked gpu with the python that is there"
 
 $(VENV)/bin/python:
