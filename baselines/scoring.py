@@ -1,8 +1,10 @@
 """What the baselines share: working precision, unit rows, stable ranking, outliers."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from tokenprune.alignment import top_k as top
 
 __all__ = ["check_count", "outlier_count", "top", "unit", "working"]
 
@@ -22,17 +24,6 @@ def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
     """
     x = working(x).contiguous()  # products of equal numbers in another layout may round differently
     return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-
-
-def top(scores: Float[Tensor, "*b n"], k: int) -> tuple[Int[Tensor, "*b k"], Int[Tensor, "*b k"]]:
-    """The k largest of the last axis: (indices ascending, indices by falling score); ties go to the lowest index.
-
-    Examples:
-        >>> top(torch.tensor([1.0, 3.0, 3.0]), 2)[1]
-        tensor([1, 2])
-    """
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return order.sort(dim=-1).values, order
 
 
 def outlier_count(values: Float[Tensor, "*shape"]) -> int:

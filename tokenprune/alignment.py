@@ -111,10 +111,15 @@ def _unit(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return torch.div(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1.0))
 
 
-def top_k(scores: Float[Tensor, " n"], k: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """The k largest scores: (indices ascending, indices by falling score); ties go to the lowest index."""
-    order = scores.sort(descending=True, stable=True).indices[:k]
-    return order.sort().values, order
+def top_k(scores: Float[Tensor, "*b n"], k: int) -> tuple[Int[Tensor, "*b k"], Int[Tensor, "*b k"]]:
+    """The k largest of the last axis: (indices ascending, indices by falling score); ties go to the lowest index.
+
+    Examples:
+        >>> top_k(torch.tensor([1.0, 3.0, 3.0]), 2)[1]
+        tensor([1, 2])
+    """
+    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return order.sort(dim=-1).values, order
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,7 @@ from typing import ClassVar, cast, final
 import torch
 
 from tokenprune.budget import Keep
-from tokenprune.strategy import PositionPolicy, PruningStrategy, Site
+from tokenprune.strategy import PruningStrategy, Site
 from tokenprune.tokens import DECODER_SIGNALS, TEXT_FIELDS, Selection, StageCount, Tokens
 
 _SITE_ORDER: dict[str, int] = {"tower": 0, "projector": 1, "decoder": 2}
@@ -198,4 +198,4 @@ def _check_stages(stages: Sequence[PruningStrategy]) -> None:
         merged_by = stage if stage.merges else merged_by
 
 
-__all__ = ["Pipeline", "PositionPolicy", "StagedStrategy", "requested_by_stages", "run_stages"]
+__all__ = ["Pipeline", "StagedStrategy", "requested_by_stages", "run_stages"]

@@ -18,9 +18,9 @@ from tokenprune.alignment import top_k
 from tokenprune.strategy import PruningStrategy
 from tokenprune.testing import random_tokens
 
-# The hook is on: a wrong shape is refused by the annotation alone.
+# The hook is on: a wrong tensor is refused by the annotation alone.
 with pytest.raises(Exception, match="top_k"):
-    top_k(torch.zeros(3, 3), 1)
+    top_k(torch.zeros(3, dtype=torch.int64), 1)
 
 ran = 0
 for _, cls in sorted(strategies().items()):
