@@ -56,7 +56,8 @@ def test_every_block_has_a_language_that_is_tested(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=_name)
 def test_python_blocks_run_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")  # pages read their numbers from there
+    for folder in ("benchmarks", "docs"):  # pages read their numbers and the names of other pages from there
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.setattr(registry, "_registered", {})  # what a page registers is forgotten after it
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__docs__"}

@@ -41,6 +41,32 @@ def facts() -> list[dict[str, object]]:
     return entries
 
 
+def fact_table(*names: str) -> str:
+    """The facts about some strategies as a Markdown table; the methods' pages print it.
+
+    Args:
+        names: of registered strategies.
+
+    Raises:
+        ValueError: when one of them is not registered.
+    """
+    known = {str(entry["name"]): entry for entry in facts()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"fact_table: no strategy is called {unknown[0]!r}; known: {', '.join(known)}")
+    lines = ["| name | needs | uses | site | positions | makes new tokens |", "|---|---|---|---|---|---|"]
+    for name in names:
+        entry = known[name]
+        needs, uses = (", ".join(f"`{field}`" for field in _words(entry[key])) or "-" for key in ("needs", "uses"))
+        merges = "yes" if entry["merges"] else "no"
+        lines.append(f"| `{name}` | {needs} | {uses} | {entry['site']} | {entry['positions']} | {merges} |")
+    return "\n".join(lines)
+
+
+def _words(value: object) -> list[str]:
+    return [str(word) for word in value] if isinstance(value, list) else []
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the list."""
     entries = facts()

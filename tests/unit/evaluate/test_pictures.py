@@ -1,10 +1,18 @@
+import base64
+import io
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.unit.evaluate.tiny import tiny_image, tiny_processor
 from tokenprune.evaluate.figures import accuracy_figure
 from tokenprune.evaluate.gallery import Answer, Column, gallery
 from tokenprune.evaluate.overlay import overlay, seen_picture
+from tokenprune.evaluate.picture import as_html, draw_record
+from tokenprune.models import ImageRecord
 
 PICTURE = np.full((40, 40, 3), 90, dtype=np.uint8)
 
@@ -55,3 +63,39 @@ def test_gallery_wants_an_answer_per_row() -> None:
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="no pruned row"):
         accuracy_figure([])
+
+
+def image_record(tokens_in: int, indices: list[int]) -> ImageRecord:
+    return ImageRecord(
+        call=0,
+        prompt=0,
+        image=0,
+        tokens_in=tokens_in,
+        tokens_kept=len(indices),
+        indices=torch.tensor(indices),
+        requested=len(indices),
+        merged=False,
+        stages=(),
+        site="projector",
+        positions="compact",
+        select_seconds=0.0,
+    )
+
+
+def test_a_record_is_drawn_over_the_picture_that_the_model_saw() -> None:
+    processor, image = tiny_processor(), tiny_image(3)
+    pixels = processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
+    record = image_record(16, [5])
+    seen = seen_picture(processor, pixels.numpy())
+    assert (draw_record(record, pixels, processor, side=80) == overlay(seen, [5], (4, 4), side=80)).all()
+    merged = draw_record(replace(record, merged=True), pixels, processor, side=80)
+    assert (merged == overlay(seen, [5], (4, 4), merged=True, side=80)).all()
+    with pytest.raises(ValueError, match="the image's 15 visual tokens are no raster"):
+        draw_record(image_record(15, [5]), pixels, processor)
+
+
+def test_a_picture_carries_its_data_in_the_page() -> None:
+    html = as_html(PICTURE, 'a "grey" square')
+    assert html.startswith('<img alt="a &quot;grey&quot; square" width="40" src="data:image/jpeg;base64,')
+    data = base64.b64decode(html.split("base64,")[1].removesuffix('">'))
+    assert np.abs(np.asarray(Image.open(io.BytesIO(data))).astype(int) - 90).max() <= 2
