@@ -1,9 +1,7 @@
 """What `tokenprune analyze` prints and draws for each analysis."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
 
 from tokenprune.analysis import (
     NO_CONTROLS,
@@ -17,15 +15,10 @@ from tokenprune.analysis import (
 )
 from tokenprune.analysis.cross_scoring import OBJECTIVES
 from tokenprune.analysis.intervals import show
-from tokenprune.evaluate.extras import need
-from tokenprune.evaluate.statistics import Interval
+from tokenprune.cli.outcome import COLOURS, Outcome, Table, long_rows, means_table, new_figure, numbers
 from tokenprune.parsing import parse
 from tokenprune.strategy import PruningStrategy
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 Images = Iterator[AnalysedImage]
 Strategies = Sequence[PruningStrategy]
 
@@ -37,28 +30,6 @@ STAGE_ONE = (
     "mi_alignment(keep=0.8, metric='cosine', reduce='max', text='question')",
 )
 SELECTIONS = ("random", "uniform_grid", "mi_alignment", "greedy_repmax", "trim_tokenator", "divprune")
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Outcome:
-    """What an analysis gives.
-
-    Attributes:
-        tables: title, headers and rows, printed.
-        files: CSV files by name, as rows.
-        figure: drawn.
-        images: how many images there were.
-        findings: sentences, printed under the tables.
-        strategies: texts of the strategies that ran.
-    """
-
-    tables: Sequence[Table]
-    files: Mapping[str, Sequence[Sequence[object]]]
-    figure: "Figure"
-    images: int
-    findings: Sequence[str] = ()
-    strategies: Sequence[str] = ()
 
 
 def default_strategies(what: str) -> list[PruningStrategy]:
@@ -78,7 +49,7 @@ def alignment(images: Images, strategies: Strategies, tau: float) -> Outcome:
         wrong = next(strategy for strategy in strategies if not isinstance(strategy, MIAlignment))
         raise ValueError(f"--strategy {wrong!r}: alignment looks at stage 1; give mi_alignment(keep=...) with options")
     first = next(images)  # drawn; all others are only measured
-    reports = analyse_alignment(chain([first], images), stages)
+    reports, names = analyse_alignment(chain([first], images), stages), [repr(stage) for stage in stages]
     columns = {
         "norm_share": ("variance\nfrom norms", True),
         "norm_correlation": ("rank corr.\nsmall norm", False),
@@ -88,7 +59,7 @@ def alignment(images: Images, strategies: Strategies, tau: float) -> Outcome:
         "object_dropped": ("dropped:\non objects", True),
         "object_share": ("all tokens:\non objects", True),
     }
-    figure = _figure(13.5, 5.0)
+    figure = new_figure(13.5, 5.0)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     tokens, stage = first.tokens, stages[0]
     if tokens.text is not None:
@@ -97,16 +68,21 @@ def alignment(images: Images, strategies: Strategies, tau: float) -> Outcome:
         left.set_title(f"image {first.id}, default score, {stage!r}", loc="left", fontsize=8)
     for place, report in enumerate(reports):
         offset = 0.7 * (place / len(reports) - 0.5 + 0.5 / len(reports))
-        report.plot(right, colour=_COLOURS[place % len(_COLOURS)], offset=offset)
+        report.plot(right, colour=COLOURS[place % len(COLOURS)], offset=offset)
     right.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13), fontsize=7, ncols=1)
     findings = [f"{stage!r} ({len(reports[0].ids)} images):", *(f"  {text}" for text in reports[0].explanation)]
     return Outcome(
-        tables=[_means_table("Stage 1", stages, [report.means for report in reports], columns)],
-        files={"alignment.csv": _long(stages, [report.means for report in reports])},
-        figure=figure,
+        title="Does stage 1 read the question?",
+        tables=[means_table("Stage 1", names, [report.means for report in reports], columns)],
+        files={"alignment.csv": long_rows(names, [report.means for report in reports])},
+        figures={"alignment.png": figure},
+        notes={
+            "alignment.png": "Left: the score of one image against its norm part; a line means that the norm decides. "
+            "Right: what is dropped, with 95% intervals over images; crosses: by chance."
+        },
         images=len(reports[0].ids),
         findings=findings,
-        strategies=[repr(one) for one in stages],
+        strategies=names,
     )
 
 
@@ -116,19 +92,24 @@ def diagnostics(images: Images, strategies: Strategies, tau: float) -> Outcome:
     columns = {"kept": ("kept", False)}
     columns |= {name: (head.replace(" ", "\n"), False) for name, (head, _) in OBJECTIVES.items()}
     columns["distance_ratio"] = ("distance /\nrandom", False)
-    figure = _figure(16, 1.8 + 0.5 * len(strategies))
+    figure = new_figure(16, 1.8 + 0.5 * len(strategies))
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     scores.plot(left)
     left.set_title("Every kept set under every objective", loc="left")
     scores.overlap.plot(right)
     right.set_title("Jaccard overlap of kept sets", loc="left")
     right.set_yticks([])
-    names = scores.overlap.names
+    names = list(scores.overlap.names)
     matrix = [["strategy", *names], *([name, *row] for name, row in zip(names, scores.overlap.jaccard, strict=True))]
     return Outcome(
-        tables=[_means_table("Kept sets under every objective", strategies, scores.means, columns)],
-        files={"diagnostics.csv": _long(strategies, scores.means), "overlap.csv": matrix},
-        figure=figure,
+        title="Every kept set under every objective",
+        tables=[means_table("Kept sets under every objective", names, scores.means, columns)],
+        files={"diagnostics.csv": long_rows(names, scores.means), "overlap.csv": matrix},
+        figures={"diagnostics.png": figure},
+        notes={
+            "diagnostics.png": "Left: each column coloured from its worst (pale) to its best strategy. Right: share of "
+            "kept tokens that two strategies have in common."
+        },
         images=scores.images,
         strategies=names,
     )
@@ -138,7 +119,7 @@ def redundancy(images: Images, strategies: Strategies, tau: float) -> Outcome:
     """Visual against text tokens, with fewer and more confounders controlled."""
     settings = (NO_CONTROLS, Controls(unit=False, centre=False), Controls())
     reports = analyse_redundancy(images, settings, tau=tau)
-    figure = _figure(14, 4.2)
+    figure = new_figure(14, 4.2)
     for ax, report in zip(figure.subplots(1, 3), reports, strict=True):
         report.plot(ax)
     tables: list[Table] = []
@@ -148,13 +129,27 @@ def redundancy(images: Images, strategies: Strategies, tau: float) -> Outcome:
         body = [[name, *(show(side[name]) for side in sides.values())] for name in report.visual]
         tables.append((f"Redundancy, {report.controls.label} (tau {tau:g})", ("measure", *sides), body))
         for side, means in sides.items():
-            rows.extend((report.controls.label, name, side, *_numbers(mean)) for name, mean in means.items())
-    return Outcome(tables=tables, files={"redundancy.csv": rows}, figure=figure, images=len(reports[0].ids))
+            rows.extend((report.controls.label, name, side, *numbers(mean)) for name, mean in means.items())
+    last = reports[-1]
+    found = [
+        f"{name.replace('_', ' ')}: visual {show(last.visual[name])}, text {show(last.text[name])}, difference "
+        f"{show(last.difference[name])}"
+        for name in ("mean_cosine", "neighbours", "rank_share")
+    ]
+    return Outcome(
+        title="Are visual tokens more redundant than text tokens?",
+        tables=tables,
+        files={"redundancy.csv": rows},
+        figures={"redundancy.png": figure},
+        notes={"redundancy.png": "Pairwise cosine within an image, confounders taken out from left to right."},
+        images=len(last.ids),
+        findings=[f"With all confounders taken out ({last.controls.label}), {len(last.ids)} images:", *found],
+    )
 
 
 def spatial(images: Images, strategies: Strategies, tau: float) -> Outcome:
     """Heat maps, biases, object recall."""
-    reports = analyse_spatial(images, strategies)
+    reports, names = analyse_spatial(images, strategies), [repr(strategy) for strategy in strategies]
     columns = {
         "kept_share": ("kept", True),
         "row_shift": ("row shift", False),
@@ -166,7 +161,7 @@ def spatial(images: Images, strategies: Strategies, tau: float) -> Outcome:
     }
     across = min(3, len(reports))
     down = -(-len(reports) // across)
-    figure = _figure(4.4 * across, 3.7 * down)
+    figure = new_figure(4.4 * across, 3.7 * down)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for ax, report in zip(axes, reports, strict=False):
         report.plot(ax)
@@ -178,17 +173,19 @@ def spatial(images: Images, strategies: Strategies, tau: float) -> Outcome:
         for row in range(report.heat.shape[0])
         for column in range(report.heat.shape[1])
     ]
-    title, headers, rows = _means_table("Where tokens are kept", strategies, [r.means for r in reports], columns)
+    title, headers, rows = means_table("Where tokens are kept", names, [r.means for r in reports], columns)
     bias = [(f"{report.row_bias:.3f}", f"{report.column_bias:.3f}") for report in reports]
     return Outcome(
+        title="Where do methods keep tokens?",
         tables=[(title, [*headers, "row\nbias", "column\nbias"], [[*a, *b] for a, b in zip(rows, bias, strict=True)])],
         files={
-            "spatial.csv": _long(strategies, [report.means for report in reports]),
+            "spatial.csv": long_rows(names, [report.means for report in reports]),
             "heat.csv": [("strategy", "row", "column", "share_of_images"), *heat],
         },
-        figure=figure,
+        figures={"spatial.png": figure},
+        notes={"spatial.png": "How often each place is kept, relative to keeping everywhere alike (white)."},
         images=len(reports[0].ids),
-        strategies=[repr(one) for one in strategies],
+        strategies=names,
     )
 
 
@@ -198,41 +195,3 @@ RUN: Mapping[str, Callable[[Images, Strategies, float], Outcome]] = {
     "redundancy": redundancy,
     "spatial": spatial,
 }
-
-
-def _figure(width: float, height: float) -> "Figure":
-    made: Any = need("matplotlib.figure").Figure(figsize=(width, height), dpi=150, layout="constrained")
-    return made
-
-
-def _means_table(
-    title: str,
-    strategies: Strategies,
-    means: Sequence[Mapping[str, Interval]],
-    columns: Mapping[str, tuple[str, bool]],
-) -> Table:
-    rows = [
-        [
-            repr(strategy),  # intervals on a second line: the columns stay narrow
-            *(show(row[name], percent=percent).replace(" [", "\n[") for name, (_, percent) in columns.items()),
-        ]
-        for strategy, row in zip(strategies, means, strict=True)
-    ]
-    return title, ["Strategy", *(head for head, _ in columns.values())], rows
-
-
-def _long(strategies: Strategies, means: Sequence[Mapping[str, Interval]]) -> list[Sequence[object]]:
-    """One row per strategy and measure."""
-    return [
-        ("strategy", "measure", "value", "low", "high", "images"),
-        *(
-            (repr(strategy), name, *_numbers(mean))
-            for strategy, row in zip(strategies, means, strict=True)
-            for name, mean in row.items()
-        ),
-    ]
-
-
-def _numbers(mean: Interval) -> Iterator[object]:
-    yield from (f"{number:.6g}" if mean.units else "" for number in (mean.value, mean.low, mean.high))
-    yield mean.units

@@ -1,8 +1,6 @@
 """`tokenprune analyze`: why a method works, or does not, in tables and figures."""
 
 import argparse
-import csv
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,27 +122,29 @@ def _watched(images: "Iterator[AnalysedImage]") -> "Iterator[AnalysedImage]":
 
 
 def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcome: "Outcome") -> None:
-    from tokenprune import __version__
-    from tokenprune.evaluate.figures import to_png
+    from tokenprune.cli.outcome import write_outcome
+    from tokenprune.evaluate.environment import git_state, package_versions
+    from tokenprune.evaluate.manifest import shell_line
     from tokenprune.evaluate.run_folder import write_atomically
 
-    for name, rows in outcome.files.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_atomically(folder / name, text.getvalue().encode())
-    write_atomically(folder / f"{args.what}.png", to_png(outcome.figure))
     facts = {
         "analysis": args.what,
-        "tokenprune": __version__,
         "model": loaded.name,
         "weights": loaded.digest,
         "dtype": loaded.dtype,
+        "attention": loaded.attention,
+        "device": loaded.device,
         "data": args.data or "bundled scenes",
         "images": outcome.images,
-        "strategies": outcome.strategies,
+        "strategies": list(outcome.strategies),
         "tau": args.tau if args.what == "redundancy" else None,
-        "findings": list(outcome.findings),
+        **outcome.facts,
+        "versions": package_versions(),
+        "git": git_state(),
     }
+    command = shell_line(args.arguments)
+    write_outcome(folder, outcome, kind=f"analyze {args.what}", command=command, configuration=facts)
+    facts["findings"] = list(outcome.findings)
     write_atomically(folder / "run.json", (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
 
 

@@ -116,9 +116,19 @@ def run(args: argparse.Namespace) -> int:
     data, samples = samples_of(args)
     loaded = load_model(args)
     from tokenprune.evaluate.comparison import compare
+    from tokenprune.evaluate.manifest import shell_line
 
     with Bar() as bar:
-        comparison = compare(loaded, samples, settings, data=data, out=args.out, fresh=args.fresh, progress=bar)
+        comparison = compare(
+            loaded,
+            samples,
+            settings,
+            data=data,
+            out=args.out,
+            fresh=args.fresh,
+            progress=bar,
+            command=shell_line(args.arguments),
+        )
     _print(comparison, kinds=args.kinds)
     if comparison.complete:
         return 0

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tokenprune.repmax.distances import Distance
 
 DISTANCES = ("cosine", "euclidean", "sqeuclidean", "angular")
+TITLE = "Gap to the proved optimum or best bound"
+COLUMNS = ("Distance", "Kept", "Method", "Mean %", "Worst %", "Normalised %", "Own tangent %", "Proved", "ms")
 
 
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, args.out / "gap.csv")
     draw(rows, args.out / "gap.png", source=_source(args))
+    _write_manifest(rows, args)
     console.print(_table(rows))
     console.print(f"wrote {args.out / 'gap.csv'} and {args.out / 'gap.png'}", highlight=False, soft_wrap=True)
     return 0
@@ -171,18 +174,27 @@ def grouped(rows: Sequence["GapRow"]) -> dict[tuple[str, int, str], list["GapRow
     return groups
 
 
-def _table(rows: Sequence["GapRow"]) -> Any:  # noqa: ANN401
-    from rich import box
-    from rich.table import Table
+def _write_manifest(rows: Sequence["GapRow"], args: argparse.Namespace) -> None:
+    from tokenprune.evaluate.environment import git_state, package_versions
+    from tokenprune.evaluate.manifest import Item, Manifest, Summary, shell_line, write_manifest
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title="Gap to the proved optimum or best bound")
-    for name in ("Distance", "Kept", "Method", "Mean %", "Worst %", "Normalised %", "Own tangent %", "Proved", "ms"):
-        table.add_column(name, justify="left" if name in ("Distance", "Method") else "right", no_wrap=True)
-    last = None
+    options = ("keep", "distance", "images", "synthetic", "size", "width", "time_limit", "seed")
+    configuration = {name: getattr(args, name) for name in options}
+    configuration |= {"tokens": [str(path) for path in args.tokens], "source": _source(args)}
+    manifest = Manifest(
+        kind="gap",
+        title=TITLE,
+        command=shell_line(args.arguments),
+        configuration={**configuration, "versions": package_versions(), "git": git_state()},
+        summaries=(Summary(title=TITLE, columns=COLUMNS, rows=tuple(tuple(row) for row in _table_rows(rows))),),
+        tables=(Item(file="gap.csv", title="Every method on every image", note="Values, bounds, gaps and seconds."),),
+        figures=(Item(file="gap.png", title=TITLE, note="Means over images with their range."),),
+    )
+    write_manifest(args.out, manifest)
+
+
+def _table_rows(rows: Sequence["GapRow"]) -> Iterator[list[str]]:
     for (distance, k, method), members in grouped(rows).items():
-        if last not in (None, (distance, k)):
-            table.add_section()
-        last = (distance, k)
         count = len(members)
         cells = (
             sum(row.gap for row in members) / count,
@@ -192,7 +204,22 @@ def _table(rows: Sequence["GapRow"]) -> Any:  # noqa: ANN401
         )
         proved = f"{sum(row.proved for row in members)}/{count}"
         milliseconds = f"{1000 * sum(row.seconds for row in members) / count:.1f}"
-        table.add_row(distance, str(k), method, *(percent(cell) for cell in cells), proved, milliseconds)
+        yield [distance, str(k), method, *(percent(cell) for cell in cells), proved, milliseconds]
+
+
+def _table(rows: Sequence["GapRow"]) -> Any:  # noqa: ANN401
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=TITLE)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("Distance", "Method") else "right", no_wrap=True)
+    last = None
+    for row in _table_rows(rows):
+        if last not in (None, row[:2]):
+            table.add_section()
+        last = row[:2]
+        table.add_row(*row)
     return table
 
 

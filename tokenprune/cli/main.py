@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 after a wrong argument or input, 130 after Ctrl-C.
     """
     args = build_parser().parse_args(argv)
+    args.arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return int(import_module(f"{__package__}.{args.command}").run(args))
     except KeyboardInterrupt:

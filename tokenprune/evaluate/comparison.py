@@ -16,6 +16,7 @@ from tokenprune.evaluate.extras import EVAL_PACKAGES, need
 from tokenprune.evaluate.figures import accuracy_figure
 from tokenprune.evaluate.kept_tokens import kept_tokens_figure
 from tokenprune.evaluate.loading import LoadedModel
+from tokenprune.evaluate.manifest import Item, Manifest, write_manifest
 from tokenprune.evaluate.report import footer, run_report
 from tokenprune.evaluate.run_folder import RunFolder, write_atomically
 from tokenprune.evaluate.runner import Runner
@@ -82,6 +83,7 @@ def compare(
     fresh: bool = False,
     figures: bool = True,
     progress: Progress | None = None,
+    command: str = "",
 ) -> Comparison:
     """Compare strategies at several budgets on one model and data set; resumes a stopped run of the same configuration.
 
@@ -97,6 +99,7 @@ def compare(
         fresh: do finished cells again.
         figures: draw them.
         progress: is told about the progress.
+        command: a shell line that does the same again, for the manifest.
 
     Raises:
         ValueError: before any work, when a strategy does not fit the model, the samples are not sound, or the run
@@ -134,6 +137,7 @@ def compare(
         picture = kept_tokens_figure(runner, cells, contents, footer=line)
         if picture is not None:
             write_atomically(folder.path / "kept_tokens.png", picture)
+    write_manifest(folder.path, _manifest(folder.path, rows, config, line, command))
     return Comparison(
         folder=folder.path,
         rows=tuple(rows),
@@ -162,6 +166,22 @@ def _run_missing(runner: Runner, folder: RunFolder, cells: Sequence[Cell], progr
     )  # the first call of a process allocates and chooses kernels
     for cell in missing:
         folder.write_cell(cell.id, runner.run(cell, _told(progress, _work(cell), cell.method)))
+
+
+def _manifest(folder: Path, rows: Sequence[Row], config: Mapping[str, Any], line: str, command: str) -> Manifest:
+    """What the folder holds; figures that were not drawn are left out."""
+    pictures = (
+        Item(file="accuracy_vs_tokens.png", title="Accuracy against visual tokens kept", note=line),
+        Item(file="kept_tokens.png", title="Kept tokens and answers", note="A row per method, a column per sample."),
+    )
+    return Manifest(
+        kind="compare",
+        title=f"Comparison on {config['data']['name']}",
+        command=command,
+        configuration=config,
+        tables=(Item(file="results.csv", title="Results", note=line),),
+        figures=tuple(item for item in pictures if (folder / item.file).is_file()),
+    )
 
 
 def _told(progress: Progress, amount: float, what: str) -> Callable[..., None]:

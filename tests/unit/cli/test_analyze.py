@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.unit.evaluate.tiny import tiny_loaded, write_folder
 from tokenprune.cli.main import main
+from tokenprune.evaluate.manifest import read_manifest
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -33,7 +34,9 @@ def test_each_analysis_prints_a_table_and_writes_its_files(
     for word in words:
         assert word in out
     folder = tmp_path / f"analyze-{what}"
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, f"{what}.png", "run.json"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*files, f"{what}.png", "manifest.json", "run.json"]
+    )
     for name in files:
         assert len(rows(folder / name)) >= 6
     with Image.open(folder / f"{what}.png") as picture:
@@ -41,6 +44,11 @@ def test_each_analysis_prints_a_table_and_writes_its_files(
     facts = json.loads((folder / "run.json").read_text())
     assert (facts["model"], facts["images"], facts["data"]) == ("bundled", 3, "bundled scenes")
     assert len(facts["weights"]) == 64
+    manifest = read_manifest(folder)
+    assert (manifest.kind, [item.file for item in manifest.tables]) == (f"analyze {what}", files)
+    assert [item.file for item in manifest.figures] == [f"{what}.png"]
+    assert manifest.command.startswith(f"tokenprune analyze {what} --count 3")
+    assert all(len(row) == len(summary.columns) for summary in manifest.summaries for row in summary.rows)
 
 
 def test_another_model_and_data_set_and_strategies_of_ones_own(
