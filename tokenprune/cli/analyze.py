@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tokenprune.analysis import AnalysedImage
-    from tokenprune.cli.analyses import Outcome
+    from tokenprune.cli.outcome import Outcome
     from tokenprune.evaluate.loading import LoadedModel
     from tokenprune.strategy import PruningStrategy
 

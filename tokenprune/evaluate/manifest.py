@@ -120,11 +120,12 @@ def read_manifest(folder: Path) -> Manifest:
         version = content.pop("manifest_version", None)
         if version != VERSION:
             raise ValueError(f"its version is {version!r}, this program reads {VERSION}")
-        items = {name: tuple(Item(**item) for item in content.pop(name)) for name in ("tables", "figures", "images")}
+        items = {name: tuple(Item(**item) for item in content[name]) for name in ("tables", "figures", "images")}
         summaries = tuple(
             Summary(title=one["title"], columns=tuple(one["columns"]), rows=tuple(tuple(row) for row in one["rows"]))
-            for one in content.pop("summaries")
+            for one in content["summaries"]
         )
-        return Manifest(findings=tuple(content.pop("findings")), summaries=summaries, **items, **content)
+        content |= {"findings": tuple(content["findings"]), "summaries": summaries, **items}
+        return Manifest(**content)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} cannot be read ({error}); run the command again") from None
