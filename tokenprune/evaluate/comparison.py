@@ -130,7 +130,7 @@ def compare(
         config, cells, contents, rows, samples, sessions=[*folder.read_json("run.json").get("sessions", []), session]
     )
     folder.write_json("run.json", report)
-    export(folder, cells, contents, samples, rows)
+    export(folder, cells, contents, samples, rows, config)
     line = footer(report)
     if figures and any(not row.is_dense for row in rows):
         write_atomically(folder.path / "accuracy_vs_tokens.png", accuracy_figure(rows, footer=line))

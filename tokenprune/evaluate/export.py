@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenprune.evaluate.cells import Cell
+from tokenprune.evaluate.contract import CONDITIONS, conditions
 from tokenprune.evaluate.extras import need
 from tokenprune.evaluate.run_folder import RunFolder, write_atomically
 from tokenprune.evaluate.samples import Sample
@@ -78,15 +79,23 @@ def selections_parquet(cells: Sequence[Cell], contents: Mapping[str, Mapping[str
     return bytes(sink.getvalue().to_pybytes())
 
 
-def results_csv(rows: Sequence[Row]) -> str:
-    """The results table with everything in it; shares are in [0, 1], times in milliseconds per sample."""
+def results_csv(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
+    """The results table with everything in it; shares are in [0, 1], times in milliseconds per sample.
+
+    Args:
+        rows: the results table.
+        config: of the run; every row repeats the conditions, so that tables of several runs can be put together.
+    """
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds if kind))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     header = ["method", "keep", "seeds", "n", "tokens_in", "tokens_out", "accuracy", "accuracy_low", "accuracy_high"]
     header += ["seed_sd", "minus_random", "minus_random_low", "minus_random_high", "resampled_units", "agreement"]
     header += ["right_to_wrong", "wrong_to_right", "output_tokens"]
+    header += ["tokens_least", "tokens_most", "positions", "text_source"]
     header += [f"{stage}_ms{end}" for stage in STAGES for end in ("", "_q25", "_q75")]
+    header += CONDITIONS
+    same = list(conditions(config).values())
     writer.writerow(header + [f"accuracy_{kind}" for kind in kinds])
     for row in rows:
         difference = row.difference
@@ -94,9 +103,11 @@ def results_csv(rows: Sequence[Row]) -> str:
         values += [row.accuracy.value, row.accuracy.low, row.accuracy.high, row.seed_sd]
         values += [None] * 3 if difference is None else [difference.value, difference.low, difference.high]
         values += [row.accuracy.units, row.agreement, row.right_to_wrong, row.wrong_to_right, row.output_tokens]
+        values += [*row.tokens_range, row.positions, row.text_source]
         for stage in STAGES:
             spread = row.times.get(stage)
             values += [None] * 3 if spread is None else [spread.median, spread.low, spread.high]
+        values += same
         values += [row.kinds.get(kind) for kind in kinds]
         writer.writerow([_cell(value) for value in values])
     return out.getvalue()
@@ -108,11 +119,12 @@ def export(
     contents: Mapping[str, Mapping[str, Any]],
     samples: Sequence[Sample],
     rows: Sequence[Row],
+    config: Mapping[str, Any],
 ) -> None:
     """Write the three files from the cells that are finished."""
     write_atomically(folder.path / "samples.jsonl", samples_jsonl(cells, contents, samples).encode())
     write_atomically(folder.path / "selections.parquet", selections_parquet(cells, contents))
-    write_atomically(folder.path / "results.csv", results_csv(rows).encode())
+    write_atomically(folder.path / "results.csv", results_csv(rows, config).encode())
 
 
 def _cell(value: object) -> str:

@@ -6,16 +6,21 @@ from typing import Any
 import numpy as np
 
 from tokenprune.evaluate.cells import Cell
+from tokenprune.evaluate.contract import text_sources
 from tokenprune.evaluate.environment import git_state, package_versions, usable_cores
+from tokenprune.evaluate.methods import CONTROLS
 from tokenprune.evaluate.run_folder import SCHEMA_VERSION
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.statistics import CONFIDENCE, RESAMPLES
 from tokenprune.evaluate.summary import Row
 
-_TEXT_SOURCE = (
-    "input embeddings of every text token of the prompt, chat template included (Tokens.text); "
-    "strategies with text='question' use the tokens after the last image"
-)
+_TEXT_SOURCE = {
+    "none": "chooses the same tokens for any question",
+    "prompt": "input embeddings of every text token of the prompt, chat template included (Tokens.text)",
+    "question": "input embeddings of the text tokens after the last image",
+    "clip": "CLIP embeddings of the prompt",
+    "decoder": "the language model's own signals at the layer where tokens are dropped, which have seen the prompt",
+}
 _TIMES = (
     "wall clock, median over batches of batch time / samples in batch, with quartiles; device synchronised; "
     "the first batch of a cell is not counted. vision: tower and projector, once per picture, shared by all cells. "
@@ -62,7 +67,12 @@ def run_report(
         },
         "metric": f"{config['metric']} after lower-casing, stripping punctuation at word ends, collapsing white space",
         "position_policy": policies,
-        "text_source": _TEXT_SOURCE,
+        "text_source": {row.method: row.text_source for row in rows if not row.is_dense},
+        "text_source_meaning": _TEXT_SOURCE,
+        "controls": {
+            "dense": "the unpruned model",
+            **{row.method: f"{row.seeds} seed{'s' if row.seeds > 1 else ''}" for row in rows if row.method in CONTROLS},
+        },
         "times": _TIMES,
         "output_length": {
             "limit": config["max_new_tokens"],
@@ -85,7 +95,7 @@ def footer(report: Mapping[str, Any]) -> str:
     return (
         f"{config['model']['name']} on {config['data']['name']}: n = {report['samples']} questions, "
         f"{report['resampling']['units']} images, {config['metric']}; positions {'/'.join(report['position_policy'])}; "
-        f"text source: whole prompt; {config['attention']} attention, {config['dtype']}, {config['device_name']}, "
-        f""
+        f"text source: {text_sources(report['text_source'])}; {config['attention']} attention, {config['dtype']}, "
+        f"{config['device_name']}, "
         f"{config['threads']} thread{'s' if config['threads'] > 1 else ''}, batch {config['batch_size']}{limits}"
     )

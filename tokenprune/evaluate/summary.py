@@ -8,6 +8,7 @@ import numpy as np
 
 from tokenprune.budget import Keep
 from tokenprune.evaluate.cells import DENSE, Cell
+from tokenprune.evaluate.contract import text_source
 from tokenprune.evaluate.metrics import accuracy_by_kind, exact_match
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.statistics import Interval, agreement, flips, mean_interval, paired_difference
@@ -44,6 +45,9 @@ class Row:
         tokens_in: visual tokens per image before pruning, a mean.
         tokens_out: visual tokens per image that enter a layer of the language model, a mean over images and layers;
             methods that drop inside it keep fewer in the end.
+        tokens_range: smallest and largest number of visual tokens kept of an image, behind the last layer that drops.
+        positions: position policy of the kept tokens; "-" for dense, which moves nothing.
+        text_source: what of the prompt the choice depends on; see `tokenprune.evaluate.contract.text_source`.
         output_tokens: generated tokens per answer, a mean.
         times: stage to milliseconds per sample; a stage that does not occur is missing.
         kinds: accuracy by kind of question.
@@ -61,6 +65,9 @@ class Row:
     wrong_to_right: float
     tokens_in: float
     tokens_out: float
+    tokens_range: tuple[int, int]
+    positions: str
+    text_source: str
     output_tokens: float
     times: dict[str, Spread]
     kinds: dict[str, float]
@@ -154,6 +161,12 @@ def _row(
         wrong_to_right=float(np.mean([won for _, won in turned])),
         tokens_in=float(np.mean([picture["tokens_in"] for picture in pictures])),
         tokens_out=float(np.mean([picture.get("layer_average", picture["tokens_out"]) for picture in pictures])),
+        tokens_range=(
+            min(picture["tokens_out"] for picture in pictures),
+            max(picture["tokens_out"] for picture in pictures),
+        ),
+        positions="-" if members[0].strategy is None else str(contents[0]["positions"]),
+        text_source=text_source(members[0].strategy),
         output_tokens=float(
             np.mean([record["output_tokens"] for content in contents for record in content["samples"]])
         ),

@@ -113,6 +113,25 @@ def test_files_agree_with_one_another(whole: Comparison, samples: list[Sample]) 
             assert entry["indices"] == sorted(set(entry["indices"]))
 
 
+def test_every_row_of_the_table_says_under_which_conditions_it_was_measured(whole: Comparison) -> None:
+    with (whole.folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(whole.rows)
+    for row in rows:
+        assert (row["metric"], row["n"], row["model"], row["data"]) == ("exact match", "8", "tiny", "tiny")
+        assert (row["attention"], row["dtype"], row["batch_size"], row["max_new_tokens"]) == (
+            "sdpa",
+            "float32",
+            "3",
+            "2",
+        )
+        assert row["device"]
+        kept = {"": "16", "0.5": "8", "2": "2"}[row["keep"]]
+        assert (row["tokens_least"], row["tokens_most"]) == (kept, kept)
+        assert row["positions"] == ("-" if row["method"] == "dense" else "compact")
+        assert row["text_source"] == ("prompt" if "mi_alignment" in row["method"] else "none")
+
+
 def test_run_json_holds_the_reporting_contract(whole: Comparison) -> None:
     report = json.loads((whole.folder / "run.json").read_text())
     assert report["schema_version"] == 1
@@ -121,7 +140,14 @@ def test_run_json_holds_the_reporting_contract(whole: Comparison) -> None:
     assert report["resampling"]["units"] == 4  # two questions share a picture
     assert report["metric"].startswith("exact match")
     assert report["position_policy"] == ["compact"]
-    assert "text_source" in report
+    assert report["text_source"] == {row.method: row.text_source for row in whole.rows if not row.is_dense}
+    assert set(report["text_source"].values()) <= set(report["text_source_meaning"])
+    assert report["controls"] == {
+        "dense": "the unpruned model",
+        "random": "2 seeds",
+        "uniform_grid": "1 seed",
+        "grid_pool": "1 seed",
+    }
     assert {"torch", "transformers", "tokenprune"} <= set(report["versions"])
     assert report["output_length"]["limit"] == 2
     config = report["config"]
