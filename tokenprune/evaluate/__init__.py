@@ -4,9 +4,30 @@ Modules that need transformers are imported by their own names: `tokenprune.eval
 """
 
 from tokenprune.evaluate.folder import read_folder
+from tokenprune.evaluate.manifest import Item, Manifest, Summary, read_manifest
 from tokenprune.evaluate.methods import Method
 from tokenprune.evaluate.metrics import exact_match, normalise
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.scenes import bundled_samples
+from tokenprune.evaluate.significance import McNemar, corrected, mcnemar, paired_p_value
+from tokenprune.evaluate.statistics import Interval, mean_interval, paired_difference
 
-__all__ = ["Method", "Sample", "bundled_samples", "exact_match", "normalise", "read_folder"]
+__all__ = [
+    "Interval",
+    "Item",
+    "Manifest",
+    "McNemar",
+    "Method",
+    "Sample",
+    "Summary",
+    "bundled_samples",
+    "corrected",
+    "exact_match",
+    "mcnemar",
+    "mean_interval",
+    "normalise",
+    "paired_difference",
+    "paired_p_value",
+    "read_folder",
+    "read_manifest",
+]

@@ -63,6 +63,8 @@ def run_report(
             "unit": "image (samples that show the same images are drawn together)",
             "units": rows[0].accuracy.units if rows else 0,
             "method": f"scipy.stats.bootstrap, percentile, {RESAMPLES} resamples, {CONFIDENCE:.0%} interval",
+            "p_random": "scipy.stats.permutation_test: method and Random change places, image by image",
+            "p_random_holm": "Holm's correction of it over all methods at the budget (statsmodels)",
             "difference": "accuracy minus Random's at the same budget, paired by sample, Random averaged over seeds",
         },
         "metric": f"{config['metric']} after lower-casing, stripping punctuation at word ends, collapsing white space",

@@ -1,7 +1,7 @@
 """From finished cells to the rows of the results table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from tokenprune.evaluate.cells import DENSE, Cell
 from tokenprune.evaluate.contract import text_source
 from tokenprune.evaluate.metrics import accuracy_by_kind, exact_match
 from tokenprune.evaluate.samples import Sample
+from tokenprune.evaluate.significance import corrected, paired_p_value
 from tokenprune.evaluate.statistics import Interval, agreement, flips, mean_interval, paired_difference
 
 STAGES = ("vision", "selection", "prefill", "decode")
@@ -39,6 +40,8 @@ class Row:
         accuracy: mean exact match with an interval over images.
         seed_sd: standard deviation of the accuracy over seeds (n - 1); None for a single run.
         difference: accuracy minus Random's at the same budget, paired by sample; None for dense and for Random itself.
+        p_value: two-sided, of that difference (see `paired_p_value`).
+        p_corrected: the same after Holm's correction over all methods at this budget.
         agreement: share of answers equal to the dense model's.
         right_to_wrong: samples that dense gets right and this does not; a mean over seeds.
         wrong_to_right: the opposite.
@@ -60,6 +63,8 @@ class Row:
     accuracy: Interval
     seed_sd: float | None
     difference: Interval | None
+    p_value: float | None
+    p_corrected: float | None
     agreement: float
     right_to_wrong: float
     wrong_to_right: float
@@ -129,7 +134,20 @@ def summarise(
                 encoder,
             )
         )
-    return rows
+    return _corrected(rows)
+
+
+def _corrected(rows: Sequence[Row]) -> list[Row]:
+    """The rows with p-values corrected over the methods of each budget."""
+    families: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        if row.p_value is not None:
+            families.setdefault(repr(row.keep), []).append(place)
+    result = list(rows)
+    for places in families.values():
+        for place, value in zip(places, corrected([rows[i].p_value or 0.0 for i in places]), strict=True):
+            result[place] = replace(rows[place], p_corrected=value)
+    return result
 
 
 def _row(
@@ -156,6 +174,8 @@ def _row(
         accuracy=mean_interval(right, units),
         seed_sd=float(by_run.std(ddof=1)) if len(members) > 1 else None,
         difference=None if reference is None else paired_difference(right, reference, units),
+        p_value=None if reference is None else paired_p_value(right, reference, units),
+        p_corrected=None,
         agreement=float(np.mean(same)),
         right_to_wrong=float(np.mean([lost for lost, _ in turned])),
         wrong_to_right=float(np.mean([won for _, won in turned])),

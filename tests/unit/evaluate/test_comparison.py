@@ -18,6 +18,7 @@ from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.methods import Method
 from tokenprune.evaluate.runner import Runner
 from tokenprune.evaluate.samples import Sample
+from tokenprune.evaluate.significance import corrected
 from tokenprune.strategy import PruningStrategy
 from tokenprune.tokens import Selection, Tokens
 
@@ -317,3 +318,19 @@ def test_progress_reaches_the_total(loaded: LoadedModel, samples: list[Sample], 
     again(loaded, samples, tmp_path, settings=tiny_settings(budgets=(2,)), progress=watch)
     assert sum(amount for amount, _ in steps) == pytest.approx(watch.total)
     assert {"encoding pictures", "dense", "random"} <= {what for _, what in steps}
+
+
+def test_p_values_stand_beside_the_intervals_corrected_per_budget(whole: Comparison) -> None:
+    rows = [row for row in whole.rows if row.p_value is not None]
+    assert {row.method for row in rows} == {row.method for row in whole.rows if row.difference is not None}
+    for keep in {repr(row.keep) for row in rows}:
+        family = [row for row in rows if repr(row.keep) == keep]
+        assert [row.p_corrected for row in family] == corrected([row.p_value or 0.0 for row in family])
+        assert len(family) == 4  # two controls, two methods; Random is what they are compared with
+    with (whole.folder / "results.csv").open() as file:
+        table = {(row["method"], row["keep"]): row for row in csv.DictReader(file)}
+    for row in rows:
+        line = table[row.method, str(row.keep)]
+        assert float(line["p_random"]) == pytest.approx(row.p_value, rel=1e-5)
+        assert float(line["p_random_holm"]) == pytest.approx(row.p_corrected, rel=1e-5)
+    assert table["random", "2"]["p_random"] == ""
