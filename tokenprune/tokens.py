@@ -33,12 +33,17 @@ class Tokens:
         question: bool (m,), True where a text token belongs to the question. Adapters for models mark the text after
             the last image of the prompt.
         grid: (rows, columns) of the image's *original* raster; token i stands at row i // columns, column i % columns.
+        tiles: int64 (n,), for images that the model sees in tiles: number of the tile that each token belongs to. Tile 0
+            is the whole image (where the model makes one), 1, 2, ... its parts in raster order; for a video they are
+            its frames, from 0. Tokens that end a row of tokens and show nothing (newlines) have -1. None: one tile.
+        tile_grid: (rows, columns) of the tiles 1, 2, ..., where it is known.
         index: int64 (n,), ascending: original index of each row, when the rows are a subset. None means 0..n-1.
         total: number of the image's original tokens; the base of every share. None means n.
         key: an int that identifies the image and nothing else (not its batch, order or dtype), so that a seeded random
             strategy draws differently for different images yet the same in any batch.
         cls_attention: float (h, n), attention of the vision tower's CLS token (or mean query) to the visual tokens, in
             the layer whose output the model uses (LLaVA-1.5: the last but one).
+        cls_attention_first: float (h, n), the same in the tower's first layer.
         vision_states: float (n, c), hidden states of the vision tower that the projector gets, a row per visual token.
         vision_cls: float (1, c), the CLS token's row beside `vision_states`.
         vision_keys: float (n, e), attention keys of that layer averaged over heads, one row per visual token.
@@ -71,10 +76,13 @@ class Tokens:
     text: Float[Tensor, "m d"] | None = None
     question: Bool[Tensor, " m"] | None = None
     grid: tuple[int, int] | None = None
+    tiles: Int[Tensor, " n"] | None = None
+    tile_grid: tuple[int, int] | None = None
     index: Int[Tensor, " n"] | None = None
     total: int | None = None
     key: int | None = None
     cls_attention: Float[Tensor, "h n"] | None = None
+    cls_attention_first: Float[Tensor, "h n"] | None = None
     vision_states: Float[Tensor, "n c"] | None = None
     vision_keys: Float[Tensor, "n e"] | None = None
     vision_cls: Float[Tensor, "1 c"] | None = None
@@ -118,7 +126,7 @@ class Tokens:
         """
         changes: dict[str, object] = {"index": self.positions[rows], "total": self.original}
         changes["visual"] = self.visual[rows] if features is None else features
-        for name in PER_TOKEN_SIGNALS:
+        for name in ("tiles", *PER_TOKEN_SIGNALS):
             value = getattr(self, name)
             if value is not None:
                 changes[name] = None if features is not None else value.index_select(_token_axis(name), rows)
@@ -137,6 +145,7 @@ DECODER_SIGNALS = (
 
 PER_TOKEN_SIGNALS = (
     "cls_attention",
+    "cls_attention_first",
     "vision_states",
     "vision_keys",
     "vision_last_keys",
@@ -148,7 +157,7 @@ PER_TOKEN_SIGNALS = (
 )
 """Fields with one entry per visual token beside `visual` and `index`."""
 
-HEADS_FIRST = frozenset({"cls_attention", "decoder_attention", "decoder_next_attention"})
+HEADS_FIRST = frozenset({"cls_attention", "cls_attention_first", "decoder_attention", "decoder_next_attention"})
 """Those of them that are (heads, n); the others have one row per visual token."""
 
 _IMAGE_SIGNALS: dict[str, tuple[int | None, str]] = {
@@ -230,7 +239,7 @@ def _check_tokens(tokens: Tokens) -> None:
             if signal.shape[_token_axis(name)] != n:
                 raise ValueError(f"Tokens: {name} is {tuple(signal.shape)} but there are {n} visual tokens")
     _check_image_signals(tokens)
-    for name in ("text", "question", "index", "clip_text", *_IMAGE_SIGNALS, *PER_TOKEN_SIGNALS):
+    for name in ("text", "question", "index", "tiles", "clip_text", *_IMAGE_SIGNALS, *PER_TOKEN_SIGNALS):
         value = getattr(tokens, name)
         if value is not None and value.device != visual.device:
             raise ValueError(
@@ -264,6 +273,8 @@ def _check_place(tokens: Tokens) -> None:
     index, total = tokens.index, tokens.total
     if index is not None and (index.dtype != torch.int64 or index.shape != (tokens.n,)):
         raise ValueError(f"Tokens: index must be int64 ({tokens.n},), got {_show(index)}")
+    if tokens.tiles is not None and (tokens.tiles.dtype != torch.int64 or tokens.tiles.shape != (tokens.n,)):
+        raise ValueError(f"Tokens: tiles must be int64 ({tokens.n},), got {_show(tokens.tiles)}")
     if total is not None and total < tokens.n and tokens.index is None:
         raise ValueError(f"Tokens: total={total} is less than the {tokens.n} visual tokens")
     if tokens.grid is not None:

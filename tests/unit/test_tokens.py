@@ -20,6 +20,7 @@ from tokenprune.testing import random_tokens
         ({"visual": torch.zeros(4, 3), "grid": (2, 3)}, ["grid", "(2, 3)", "4"]),
         ({"visual": torch.zeros(4, 3), "grid": (-2, -2)}, ["grid"]),
         ({"visual": torch.zeros(4, 3), "index": torch.arange(3)}, ["index", "int64 (4,)"]),
+        ({"visual": torch.zeros(4, 3), "tiles": torch.zeros(4)}, ["tiles", "int64 (4,)"]),
         ({"visual": torch.zeros(4, 3), "total": 3}, ["total=3"]),
         ({"visual": torch.zeros(4, 3), "cls_attention": torch.zeros(2, 5)}, ["cls_attention", "(2, 5)", "4"]),
         ({"visual": torch.zeros(4, 3), "vision_states": torch.zeros(5, 5)}, ["vision_states", "(5, 5)"]),
@@ -49,6 +50,9 @@ def test_take_follows_original_indices_and_signals() -> None:
     assert twice.cls_attention is not None
     assert torch.equal(twice.cls_attention, tokens.cls_attention[:, [1, 19]])
     assert twice.text is tokens.text
+    assert tokens.tiles is not None
+    assert twice.tiles is not None
+    assert twice.tiles.tolist() == tokens.tiles[[1, 19]].tolist() == [0, 2]
 
 
 def test_merged_tokens_lose_the_signals_of_the_tokens_they_replace() -> None:
@@ -56,6 +60,7 @@ def test_merged_tokens_lose_the_signals_of_the_tokens_they_replace() -> None:
     merged = tokens.take(torch.tensor([3, 9]), features=torch.ones(2, 16))
     assert merged.cls_attention is None
     assert merged.vision_states is None
+    assert merged.tiles is None
     assert merged.positions.tolist() == [3, 9]
     assert torch.equal(merged.visual, torch.ones(2, 16))
 

@@ -32,7 +32,7 @@ class LlavaAdapter(Adapter):
     def signals(self) -> frozenset[str]:
         """Those of the CLS token only with a tower that has one."""
         cls = getattr(getattr(self.vision_tower, "embeddings", None), "class_embedding", None)
-        of_cls = {"cls_attention", "vision_cls", "vision_last_cls"} if cls is not None else set()
+        of_cls = {"cls_attention", "cls_attention_first", "vision_cls", "vision_last_cls"} if cls is not None else set()
         return super().signals | {"vision_states", "vision_keys", "vision_last_keys", "project"} | of_cls
 
     def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
@@ -69,6 +69,7 @@ class LlavaAdapter(Adapter):
         for place, names in (
             (layer if layer < 0 else layer - 1, {"cls_attention", "vision_keys"}),
             (-1, {"vision_last_keys", "vision_last_cls"}),
+            (0, {"cls_attention_first"}),
         ):
             if names & set(want):
                 wanted.setdefault(place % len(modules), set()).update(names & set(want))

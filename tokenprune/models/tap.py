@@ -95,7 +95,8 @@ def tower_reader(want: Collection[str], prefix: int) -> Reader:
     """A reader for `tap` on a vision tower; row 0 of the tower is taken for the CLS token.
 
     Args:
-        want: names of `Tokens` fields, of "cls_attention", "vision_keys", "vision_last_keys" and "vision_last_cls".
+        want: names of `Tokens` fields, of "cls_attention", "cls_attention_first", "vision_keys", "vision_last_keys" and
+            "vision_last_cls".
         prefix: number of leading rows that are no visual tokens (1 for a dropped CLS token).
 
     Returns:
@@ -104,8 +105,8 @@ def tower_reader(want: Collection[str], prefix: int) -> Reader:
 
     def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
-        if "cls_attention" in want:
-            seen["cls_attention"] = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:]
+        for name in {"cls_attention", "cls_attention_first"} & set(want):
+            seen[name] = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:]
         if "vision_keys" in want:
             seen["vision_keys"] = key.mean(1)[:, prefix:]
         if "vision_last_keys" in want:

@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Grid = tuple[int, int] | None
 
-SIGNALS = ("cls_attention", "vision_states", "vision_cls", "vision_keys", "vision_last_keys", "vision_last_cls")
+SIGNALS = (
+    "cls_attention",
+    "cls_attention_first",
+    "vision_states",
+    "vision_cls",
+    "vision_keys",
+    "vision_last_keys",
+    "vision_last_cls",
+)
 """Fields of `Tokens` that hold a tensor from the vision tower."""
 
 _MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio as int64: neighbouring pixels get unrelated weights
@@ -27,8 +35,10 @@ class Vision:
         counts: number of tokens of each image.
         grids: (rows, columns) of each image's raster, or None where the tokens are no raster.
         keys: `Tokens.key` of each image, when asked for.
-        cls_attention, vision_states, vision_cls, vision_keys, vision_last_keys, vision_last_cls: the field of `Tokens`
-            of that name for each image, when asked for.
+        tiles: `Tokens.tiles` of each image that has several tiles or newline tokens, None for the others.
+        tile_grids: `Tokens.tile_grid` of each image, or None.
+        cls_attention, cls_attention_first, vision_states, vision_cls, vision_keys, vision_last_keys, vision_last_cls:
+            the field of `Tokens` of that name for each image, when asked for.
         project: the projector, when asked for.
     """
 
@@ -36,7 +46,10 @@ class Vision:
     counts: tuple[int, ...]
     grids: tuple[Grid, ...]
     keys: tuple[int, ...] | None = None
+    tiles: tuple[Int[Tensor, " _"] | None, ...] | None = None
+    tile_grids: tuple[Grid, ...] | None = None
     cls_attention: tuple[Float[Tensor, "h _"], ...] | None = None
+    cls_attention_first: tuple[Float[Tensor, "h _"], ...] | None = None
     vision_states: tuple[Float[Tensor, "_ c"], ...] | None = None
     vision_cls: tuple[Float[Tensor, "1 c"], ...] | None = None
     vision_keys: tuple[Float[Tensor, "_ e"], ...] | None = None
@@ -54,6 +67,10 @@ class Vision:
     def of(self, image: int, device: torch.device) -> dict[str, Any]:
         """The fields of `Tokens` that these signals fill for one image, detached and on one device."""
         fields: dict[str, Any] = {"grid": self.grids[image], "project": self.project}
+        if self.tiles is not None and (tiles := self.tiles[image]) is not None:
+            fields["tiles"] = tiles.to(device)
+        if self.tile_grids is not None:
+            fields["tile_grid"] = self.tile_grids[image]
         if self.keys is not None:
             fields["key"] = self.keys[image]
         for name in SIGNALS:

@@ -159,7 +159,7 @@ def check_equivariant(strategy: PruningStrategy) -> None:
         tokens = random_tokens(seed=seed)
         shuffle = torch.randperm(tokens.n, generator=torch.Generator().manual_seed(seed))
         changes: dict[str, Any] = {
-            name: _permuted(name, getattr(tokens, name), shuffle) for name in ("visual", *PER_TOKEN_SIGNALS)
+            name: _permuted(name, getattr(tokens, name), shuffle) for name in ("visual", "tiles", *PER_TOKEN_SIGNALS)
         }
         moved = strategy.select(replace(tokens, **changes)).indices
         expected = sorted(strategy.select(tokens).indices.tolist())

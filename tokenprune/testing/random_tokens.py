@@ -43,6 +43,8 @@ def random_tokens(
         text=normal(text, width),
         question=torch.arange(text) >= text // 2,
         grid=(rows, columns),
+        tiles=torch.arange(n) * 3 // n,
+        tile_grid=(1, 2),
         key=seed,
         cls_attention=attention(),
         vision_states=normal(n, width),
@@ -58,5 +60,6 @@ def random_tokens(
         decoder_states=normal(n, width),
         decoder_text_keys=normal(5, 8),
         decoder_text_states=normal(5, width),
+        cls_attention_first=attention(),
         project=torch.tanh,
     )
