@@ -35,7 +35,8 @@ class Tokens:
         grid: (rows, columns) of the image's *original* raster; token i stands at row i // columns, column i % columns.
         tiles: int64 (n,), for images that the model sees in tiles: number of the tile that each token belongs to.
             Tile 0 is the whole image (where the model makes one), 1, 2, ... its parts in raster order; for a video
-            they are its frames, from 0. Tokens that end a row of tokens and show nothing (newlines) have -1. None: one tile.
+            they are its frames, from 0. Tokens that end a row of tokens and show nothing (newlines) have -1.
+            None: one tile.
         tile_grid: (rows, columns) of the tiles 1, 2, ..., where it is known.
         index: int64 (n,), ascending: original index of each row, when the rows are a subset. None means 0..n-1.
         total: number of the image's original tokens; the base of every share. None means n.
