@@ -85,8 +85,10 @@ def stream_images(
     from tokenprune.evaluate.batches import processed
     from tokenprune.evaluate.features import take_images
     from tokenprune.models import adapter_for, build_prompt
+    from tokenprune.models.clip import see
 
     adapter, device, dtype = adapter_for(loaded.model), loaded.model.device, loaded.model.dtype
+    adapter.clip = loaded.clip
 
     def on_device(inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -98,14 +100,12 @@ def stream_images(
         with torch.no_grad():
             inputs = on_device(processed(loaded.processor, [sample]))
             count = len(sample.images)
-            vision = adapter.encode(
-                take_images(inputs, adapter.modality_keys, count, range(count)), want={*want, "key"}
-            )
-            own = build_prompt(adapter, inputs, vision).tokens()
+            vision = see(adapter, take_images(inputs, adapter.modality_keys, count, range(count)), {*want, "key"})
+            own = build_prompt(adapter, inputs, vision).tokens(want)
             swapped = []
             for question in (other_questions or {}).get(sample.id, ()):
                 other = on_device(processed(loaded.processor, [replace(sample, question=question)]))
-                swapped.append(build_prompt(adapter, other, vision).tokens())
+                swapped.append(build_prompt(adapter, other, vision).tokens(want))
         for place, tokens in enumerate(own):
             yield AnalysedImage(
                 id=sample.id if count == 1 else f"{sample.id}#{place}",

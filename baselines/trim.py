@@ -12,7 +12,8 @@ Defects of the authors' program, reproduced by `official=True`:
 - The count goes through a share and back, `int(n * (count / n))`, which for some n loses one patch (never for 576).
   Default: the count itself.
 
-The program pools the outlier share over the batch; here an image stands alone.
+The program pools the outlier share over the batch; here an image stands alone. It embeds the whole prompt, cut at 77
+tokens; `tokenprune.models.Clip` embeds the question alone, in segments whose mean is taken (`long="cut"` cuts).
 
 Deviations: float32, ties to the lowest index. The paper's main rows use a fine-tuned language model. Choosing
 tokens commutes with a projector that acts on single tokens; only the mean of the dropped ones is made before it, so

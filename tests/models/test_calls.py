@@ -217,7 +217,7 @@ def test_arguments_by_position_and_as_inputs() -> None:
 @pytest.mark.parametrize("positions", ["original", "compact"])
 def test_the_pure_function_gives_what_the_context_gives(positions: Any) -> None:
     model, make_inputs = tiny()
-    inputs = make_inputs(BATCHES["two images"])
+    inputs: dict[str, Any] = dict(make_inputs(BATCHES["two images"]))
     with prune(model, STRATEGY, positions=positions):
         inside = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     pruned = prune_inputs(model, STRATEGY, positions=positions, **inputs)

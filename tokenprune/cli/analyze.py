@@ -98,6 +98,7 @@ def _images(
     from tokenprune.models.select import check_strategy_fits
 
     adapter = adapter_for(loaded.model)
+    adapter.clip = loaded.clip
     for strategy in strategies:
         check_strategy_fits(strategy, adapter)
     want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))

@@ -33,6 +33,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) 
         metavar="BACKEND",
         help="attention backend: sdpa (default), eager, flash_attention_2, ...",
     )
+    group.add_argument(
+        "--clip",
+        metavar="NAME",
+        help="for cdpruner and trim: a local folder or a hub id of the CLIP model that the vision tower was made from",
+    )
     if not answers:
         return
     group.add_argument(
@@ -56,7 +61,7 @@ def load_model(args: argparse.Namespace) -> "LoadedModel":
     logging.set_verbosity_error()
     from tokenprune.evaluate.loading import load
 
-    return load(args.model, device=args.device, dtype=args.dtype, attention=args.attn)
+    return load(args.model, device=args.device, dtype=args.dtype, attention=args.attn, clip=args.clip)
 
 
 def position_policy(args: argparse.Namespace) -> "PositionPolicy | None":

@@ -3,7 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenprune.models import Clip
 
 BUNDLED = "bundled"
 _MEBIBYTE = 2**20
@@ -21,6 +24,8 @@ class LoadedModel:
         device: "cpu", "cuda:0", ...
         dtype: of the weights, for instance "float32".
         attention: the attention backend of the language model.
+        clip: a CLIP model beside it, for strategies that need one.
+        clip_digest: names that one's weights.
     """
 
     name: str
@@ -30,6 +35,8 @@ class LoadedModel:
     device: str
     dtype: str
     attention: str
+    clip: "Clip | None" = None
+    clip_digest: str | None = None
 
 
 def choose_device(device: str) -> str:
@@ -56,7 +63,14 @@ def choose_dtype(dtype: str, device: str) -> str:
     return dtype
 
 
-def load(name: str = BUNDLED, *, device: str = "auto", dtype: str = "auto", attention: str = "sdpa") -> LoadedModel:
+def load(
+    name: str = BUNDLED,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "sdpa",
+    clip: str | None = None,
+) -> LoadedModel:
     """Load a LLaVA-1.5-like model with its processor.
 
     Args:
@@ -64,6 +78,7 @@ def load(name: str = BUNDLED, *, device: str = "auto", dtype: str = "auto", atte
         device: "auto", "cpu", "cuda", "cuda:1", ...
         dtype: "auto", "float32", "float16" or "bfloat16".
         attention: "sdpa", "eager" or another backend of transformers.
+        clip: a local folder or a hub id of the CLIP model that its vision tower was made from.
 
     Raises:
         ValueError: when the model cannot be found, loaded, or is of a family without an adapter.
@@ -98,15 +113,36 @@ def load(name: str = BUNDLED, *, device: str = "auto", dtype: str = "auto", atte
         raise ValueError(f"--model {name}: {_first_line(error).rstrip('.')}; {way_out}") from error
     model.eval().to(place)
     adapter_for(model)  # refuses families that are not supported, before any work
+    beside = None if clip is None else _load_clip(clip, processor, place)
     return LoadedModel(
         name=name,
         model=model,
         processor=processor,
-        digest=getattr(model.config, "_commit_hash", None) or folder_digest(Path(source)),
+        digest=_digest(model, Path(source)),
         device=place,
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(model.config.get_text_config()._attn_implementation),
+        clip=beside,
+        clip_digest=None if beside is None else _digest(beside.model, Path(str(clip))),
     )
+
+
+def _load_clip(name: str, processor: Any, device: str) -> "Clip":  # noqa: ANN401
+    from tokenprune.models import Clip
+
+    try:
+        clip = Clip.from_pretrained(name, processor)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"--clip {name}: {_first_line(error).rstrip('.')}; give the folder or hub id of a CLIPModel"
+        ) from error
+    clip.model.to(device)
+    return clip
+
+
+def _digest(model: Any, source: Path) -> str:  # noqa: ANN401
+    """Names the weights of a loaded model: the hub's commit, or what is in the folder."""
+    return getattr(model.config, "_commit_hash", None) or folder_digest(source)
 
 
 def folder_digest(folder: Path) -> str:

@@ -14,6 +14,7 @@ from tokenprune.evaluate.features import DEFAULT_CACHE_BYTES, FeatureCache, take
 from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import adapter_for, build_prompt, compact, select_tokens
+from tokenprune.models.clip import see
 from tokenprune.models.decoder import DecoderRun
 from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import Plan, make_plan
@@ -58,6 +59,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.adapter = adapter_for(self.loaded.model)
+        self.adapter.clip = self.loaded.clip
         self.device = torch.device(self.loaded.device)
         self.cache = FeatureCache(self.cache_bytes)
         self.batches: list[Batch] = []
@@ -175,7 +177,7 @@ class Runner:
             if isinstance(value, torch.Tensor):
                 value = value.to(self.device)
                 taken[name] = value.to(self.loaded.model.dtype) if value.is_floating_point() else value
-        return self.adapter.encode(taken, want=self._want)
+        return see(self.adapter, taken, self._want)
 
     def _end_ids(self) -> frozenset[int]:
         ends = self.loaded.model.generation_config.eos_token_id

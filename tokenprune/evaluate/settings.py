@@ -81,6 +81,7 @@ def configuration(settings: Settings, loaded: LoadedModel, data: str, samples: S
     strategies = [cell.strategy for cell in settings.cells if cell.strategy is not None]
     return {
         "model": {"name": loaded.name, "digest": loaded.digest},
+        **({"clip": loaded.clip_digest} if loaded.clip_digest else {}),
         "data": {"name": data, "samples": len(samples), "digest": samples_digest(samples)},
         "metric": METRIC,
         "methods": [method.text for method in settings.all_methods],

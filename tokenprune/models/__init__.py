@@ -5,6 +5,7 @@ from tokenprune.models.version import check_version
 check_version()
 
 from tokenprune.models.adapter import Adapter  # noqa: E402
+from tokenprune.models.clip import Clip, question_reader  # noqa: E402
 from tokenprune.models.compact import PrunedPrompt, compact  # noqa: E402
 from tokenprune.models.context import prune  # noqa: E402
 from tokenprune.models.errors import UnsupportedError  # noqa: E402
@@ -18,6 +19,7 @@ from tokenprune.models.vision import Vision  # noqa: E402
 __all__ = [
     "Adapter",
     "CallRecord",
+    "Clip",
     "ImageRecord",
     "Prompt",
     "PrunedPrompt",
@@ -32,6 +34,7 @@ __all__ = [
     "compact",
     "prune",
     "prune_inputs",
+    "question_reader",
     "register_adapter",
     "select_tokens",
 ]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from tokenprune.models.vision import Vision
 from tokenprune.tokens import DECODER_SIGNALS
+
+if TYPE_CHECKING:
+    from tokenprune.models.clip import Clip
 
 NO_SIGNALS: frozenset[str] = frozenset()
 
@@ -31,6 +34,7 @@ class Adapter(ABC):
         decoder_signals: fields of `Tokens` that stages inside the language model can get besides.
         signals: fields of `Tokens` that it can supply beside `visual`.
         model: the whole model, with `generate`.
+        clip: a CLIP model beside it, when the caller gave one.
     """
 
     model_types: ClassVar[frozenset[str]]
@@ -38,6 +42,8 @@ class Adapter(ABC):
     length_keys: ClassVar[tuple[str, ...]] = ()
     sites: ClassVar[frozenset[str]] = frozenset({"projector"})
     decoder_signals: ClassVar[frozenset[str]] = frozenset(DECODER_SIGNALS)
+
+    clip: "Clip | None" = None
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401
         self.model = model

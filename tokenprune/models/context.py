@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.clip import Clip
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
 from tokenprune.models.generation import generate_pruned
@@ -42,6 +43,7 @@ def prune(
     strategy: PruningStrategy | str,
     *,
     positions: PositionPolicy | None = None,
+    clip: Clip | None = None,
 ) -> AbstractContextManager[Record]:
     """While the context is open, the model drops the visual tokens that the strategy does not keep.
 
@@ -64,6 +66,7 @@ def prune(
         strategy: a strategy, or its text form such as "trim_tokenator(keep=64)".
         positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
             authors do, for each stage its own.
+        clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
 
     Returns:
         A context manager that yields the `Record`.
@@ -74,6 +77,7 @@ def prune(
             pruning.
     """
     adapter = adapter_for(model)
+    adapter.clip = clip
     strategy = as_strategy(strategy)
     check_strategy_fits(strategy, adapter)
     return _open(_Session(adapter, make_plan(strategy, positions)))

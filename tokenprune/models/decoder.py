@@ -54,7 +54,8 @@ class DecoderRun:
         self.before = before
         self.report = report
         self.layout = entering(before.prompt, before.pruned, before.selections)
-        pairs = list(zip(before.prompt.tokens(), before.selections, strict=True))
+        wants = frozenset[str]().union(*(cut.wants for cut in plan.cuts))
+        pairs = list(zip(before.prompt.tokens(wants), before.selections, strict=True))
         self.tokens = [tokens.take(s.indices, features=s.features) for tokens, s in pairs]
         self.counts: list[list[int]] = [[] for _ in pairs]
         self.stages = [_first_stages(plan, s.stages, tokens.n, s.kept) for tokens, s in pairs]

@@ -1,17 +1,20 @@
 """The dense prompt: what the language model would have got without pruning, and where the images are in it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenprune.models.adapter import Adapter
+from tokenprune.models.adapter import NO_SIGNALS, Adapter
 from tokenprune.models.inputs import check_ids, default_positions, padding_mask
 from tokenprune.models.vision import Grid, Vision
 from tokenprune.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tokenprune.models.clip import Clip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,6 +49,7 @@ class Prompt:
         vision: what the vision side said; None for a batch without images.
         labels: int64 (b, l), when given.
         extras: further per-column arguments of the model, by name.
+        clip: the adapter's, which reads the question.
     """
 
     ids: Int[Tensor, "b l"]
@@ -58,26 +62,33 @@ class Prompt:
     vision: Vision | None = None
     labels: Int[Tensor, "b l"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    clip: "Clip | None" = None
 
-    def tokens(self) -> list[Tokens]:
+    def tokens(self, want: Collection[str] = NO_SIGNALS) -> list[Tokens]:
         """What a strategy sees: one `Tokens` per image, in placeholder order, with every signal that `vision` holds.
 
         `question` marks the text after the last image of the row.
+
+        Args:
+            want: names of `Tokens` fields; "clip_text" is computed here, when it is among them and there is a `clip`.
         """
         if self.vision is None:
             return []
         vision, embeds = self.vision, self.embeds.detach()
         visual = vision.features.detach().to(embeds.device, embeds.dtype).split(vision.counts)
-        text, question = {}, {}
+        text, question, clip_text = {}, {}, {}
         for segment in self.segments:  # the last image of a row wins
             row, columns = segment.row, self.text[segment.row]
             text[row] = embeds[row, columns]
             question[row] = columns > segment.columns[-1]
+        if self.clip is not None and "clip_text" in want:
+            clip_text = {row: self.clip.text(self.clip.question(self.ids[row, self.mask[row]])) for row in text}
         return [
             Tokens(
                 visual[i],
                 text=text[segment.row],
                 question=question[segment.row],
+                clip_text=clip_text[segment.row].to(embeds.device) if clip_text else None,
                 **vision.of(i, embeds.device),
             )
             for i, segment in enumerate(self.segments)
@@ -133,6 +144,7 @@ def build_prompt(
         vision=vision,
         labels=_per_column("labels", inputs, ids),
         extras={name: inputs[name] for name in adapter.length_keys if inputs.get(name) is not None},
+        clip=adapter.clip,
     )
 
 

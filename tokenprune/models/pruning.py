@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.clip import Clip, see
 from tokenprune.models.compact import PrunedPrompt, compact
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
@@ -49,7 +50,7 @@ def prune_batch(
     vision = None
     if inputs.get(adapter.modality_keys[0]) is not None:
         with encoding or nullcontext():
-            vision = adapter.encode(inputs, want=plan.strategy.needs | plan.strategy.uses)
+            vision = see(adapter, inputs, plan.strategy.needs | plan.strategy.uses)
     prompt = build_prompt(adapter, inputs, vision, forward=forward, pad=pad)
     selections, seconds = select_tokens(plan.before, prompt)
     # Inside the decoder the last column must be the prompt's last token.
@@ -63,6 +64,7 @@ def prune_inputs(
     strategy: PruningStrategy | str,
     *,
     positions: PositionPolicy | None = None,
+    clip: Clip | None = None,
     **inputs: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
     """Prune a batch of prompts and hand back arguments for the model; the model is not touched.
@@ -76,6 +78,7 @@ def prune_inputs(
         strategy: a strategy, or its text form.
         positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
             authors do.
+        clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
         inputs: what the processor returned (`input_ids`, `attention_mask`, `pixel_values`, ...), and `labels`.
 
     Returns:
@@ -87,6 +90,7 @@ def prune_inputs(
         ValueError: when prompts and images do not fit together, or strategy and model.
     """
     adapter = adapter_for(model)
+    adapter.clip = clip
     strategy = as_strategy(strategy)
     check_strategy_fits(strategy, adapter)
     plan = make_plan(strategy, positions)

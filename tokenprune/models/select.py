@@ -5,6 +5,7 @@ import time
 import torch
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.clip import CLIP_SIGNALS
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.prompt import Prompt
 from tokenprune.parsing import parse
@@ -45,6 +46,16 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
         if stage.site == "decoder":
             _check_decoder_stage(stage, adapter)
         supplied = adapter.signals | (adapter.decoder_signals if stage.site == "decoder" else frozenset())
+        if CLIP_SIGNALS & stage.needs and "vision_states" in adapter.signals:
+            if adapter.clip is None:
+                raise UnsupportedError(
+                    f"prune: {stage!r} needs Tokens.{max(CLIP_SIGNALS & stage.needs)}, patches and prompt in CLIP's "
+                    f"joint space, which {family} does not contain; pass prune(model, strategy, "
+                    "clip=tokenprune.models.Clip(clip_model, clip_tokenizer, question_reader(processor))), on the "
+                    "command line --clip FOLDER, with the CLIP model that its vision tower was made from"
+                )
+            adapter.clip.check(adapter)
+            supplied |= CLIP_SIGNALS
         missing = sorted(stage.needs - supplied)
         if missing:
             raise UnsupportedError(
@@ -89,8 +100,7 @@ def select_tokens(strategy: PruningStrategy | None, prompt: Prompt) -> tuple[lis
     Raises:
         UnsupportedError: when the strategy acts inside the language model.
     """
-    tokens = prompt.tokens()
-    if not tokens:
+    if not prompt.segments:
         return [], 0.0
     if strategy is not None and strategy.site == "decoder":
         raise UnsupportedError(
@@ -99,9 +109,9 @@ def select_tokens(strategy: PruningStrategy | None, prompt: Prompt) -> tuple[lis
         )
     device = prompt.embeds.device
     if strategy is None:
-        return [Selection(indices=image.positions, total=image.n) for image in tokens], 0.0
+        return [Selection(indices=image.positions, total=image.n) for image in prompt.tokens()], 0.0
     start = now(device)
-    selections = strategy.select_batch(tokens)
+    selections = strategy.select_batch(prompt.tokens(strategy.needs | strategy.uses))
     return selections, now(device) - start
 
 

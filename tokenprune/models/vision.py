@@ -39,6 +39,7 @@ class Vision:
         tile_grids: `Tokens.tile_grid` of each image, or None.
         cls_attention, cls_attention_first, vision_states, vision_cls, vision_keys, vision_last_keys, vision_last_cls:
             the field of `Tokens` of that name for each image, when asked for.
+        clip_visual: the same; filled by `see`, not by adapters.
         project: the projector, when asked for.
     """
 
@@ -55,6 +56,7 @@ class Vision:
     vision_keys: tuple[Float[Tensor, "_ e"], ...] | None = None
     vision_last_keys: tuple[Float[Tensor, "_ f"], ...] | None = None
     vision_last_cls: tuple[Float[Tensor, "2 f"], ...] | None = None
+    clip_visual: tuple[Float[Tensor, "_ p"], ...] | None = None
     project: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Vision:
             fields["tile_grid"] = self.tile_grids[image]
         if self.keys is not None:
             fields["key"] = self.keys[image]
-        for name in SIGNALS:
+        for name in (*SIGNALS, "clip_visual"):
             values = getattr(self, name)
             if values is not None:
                 fields[name] = values[image].detach().to(device)
