@@ -14,6 +14,7 @@ MODULES = (
     "tokenprune.baselines",
     "tokenprune.analysis",
     "tokenprune.evaluate",
+    "tokenprune.evaluate.cost",
     "tokenprune.bundled",
     "tokenprune.testing",
 )

@@ -1,6 +1,5 @@
 """Greedy answers, with the time to the first token apart from the rest."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +8,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-
-def now(device: torch.device) -> float:
-    """Seconds on a monotonic clock, after everything queued on the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
+from tokenprune.models.clock import now
 
 
 class FirstToken(StoppingCriteria):
@@ -45,11 +37,13 @@ class Generated:
         sequences: int64 (b, l), prompt and answer.
         prefill: seconds from the call to the first token.
         decode: seconds from the first token to the end.
+        cache: keys and values as they were at the end.
     """
 
     sequences: Tensor
     prefill: float
     decode: float
+    cache: Any
 
 
 def generate_timed(model: Any, inputs: Mapping[str, Any], *, max_new_tokens: int, device: torch.device) -> Generated:  # noqa: ANN401
@@ -63,16 +57,19 @@ def generate_timed(model: Any, inputs: Mapping[str, Any], *, max_new_tokens: int
     """
     clock = FirstToken(device)
     start = now(device)
-    sequences = model.generate(
+    output = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         stopping_criteria=StoppingCriteriaList([clock]),
+        return_dict_in_generate=True,
     )
     end = now(device)
     first = end if clock.at is None else clock.at
-    return Generated(sequences=sequences, prefill=first - start, decode=end - first)
+    return Generated(
+        sequences=output.sequences, prefill=first - start, decode=end - first, cache=output.past_key_values
+    )
 
 
 def answer_lengths(tokens: Tensor, end_ids: frozenset[int]) -> list[int]:

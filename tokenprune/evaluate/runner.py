@@ -1,7 +1,6 @@
 """Run cells: every sample once under each strategy, timed by stage, on shared vision features."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,21 +8,19 @@ import torch
 
 from tokenprune.evaluate.batches import Batch, PictureNames, make_batches, processed
 from tokenprune.evaluate.cells import Cell
-from tokenprune.evaluate.decode import answer_lengths, generate_timed, now
+from tokenprune.evaluate.cost.stages import run_stages
+from tokenprune.evaluate.decode import answer_lengths
 from tokenprune.evaluate.features import DEFAULT_CACHE_BYTES, FeatureCache, take_images
 from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.samples import Sample
-from tokenprune.models import adapter_for, build_prompt, compact, select_tokens
+from tokenprune.models import adapter_for, build_prompt, select_tokens
 from tokenprune.models.clip import see
-from tokenprune.models.decoder import DecoderRun
-from tokenprune.models.inside import cut_inside
-from tokenprune.models.plan import Plan, make_plan
-from tokenprune.models.prompt import Prompt
-from tokenprune.models.pruning import Pruned
+from tokenprune.models.clock import now
+from tokenprune.models.plan import make_plan
 from tokenprune.models.select import check_strategy_fits
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
-from tokenprune.tokens import FIELD_NAMES, Selection
+from tokenprune.tokens import FIELD_NAMES
 
 
 @dataclass
@@ -76,7 +73,8 @@ class Runner:
             check_strategy_fits(strategy, self.adapter)
         self._want = frozenset({"key"}).union(*((s.needs | s.uses) & FIELD_NAMES for s in strategies))
         batch, inputs = next(make_batches(self.loaded.processor, self.samples[:1], 1, self.names))
-        prompt = self._prompt(batch, self._encode(inputs, len(batch.pictures), range(len(batch.pictures))))
+        vision = self._encode(inputs, len(batch.pictures), range(len(batch.pictures)))
+        prompt = build_prompt(self.adapter, self._ids(batch), vision)
         for strategy in strategies:
             select_tokens(make_plan(strategy).before, prompt)
 
@@ -112,51 +110,37 @@ class Runner:
             "batches": times,
         }
 
-    @torch.no_grad()
     def run_batch(
         self, batch: Batch, strategy: PruningStrategy | None
     ) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
         """One batch: an answer and the kept tokens per sample, and the seconds of each stage."""
-        vision = self._features(batch)
-        start = now(self.device)
-        prompt = self._prompt(batch, vision)
-        built = now(self.device)
-        plan = None if strategy is None else make_plan(strategy, self.positions)
-        selections = self._everything(prompt) if plan is None else select_tokens(plan.before, prompt)[0]
-        pruned = compact(prompt, selections, positions=self._policy(None) if plan is None else plan.policy)
-        chosen = now(self.device)
-        arguments, inside, averages = pruned.generate_kwargs(), 0.0, [float(selection.kept) for selection in selections]
-        with self._inside(plan, Pruned(prompt, pruned, selections, 0.0)) as run:
-            if run is not None:
-                arguments["disable_compile"] = True
-            out = generate_timed(self.loaded.model, arguments, max_new_tokens=self.max_new_tokens, device=self.device)
-        if run is not None:
-            selections, inside = run.selections(), run.seconds
-            averages = [sum(entering) / len(entering) for entering in run.counts]
-        new = out.sequences[:, pruned.ids.shape[1] :].cpu()
+        ran = run_stages(
+            self.adapter,
+            self._ids(batch),
+            self._features(batch),
+            strategy,
+            positions=self.positions,
+            max_new_tokens=self.max_new_tokens,
+        )
+        new = ran.new.cpu()
         texts = self.loaded.processor.batch_decode(new, skip_special_tokens=True)
         records: list[dict[str, Any]] = [
             {"id": sample.id, "answer": text.strip(), "output_tokens": length, "images": []}
             for sample, text, length in zip(batch.samples, texts, answer_lengths(new, self._end_ids()), strict=True)
         ]
-        for segment, selection, average in zip(prompt.segments, selections, averages, strict=True):
+        for i, (segment, selection) in enumerate(zip(ran.prompt.segments, ran.selections, strict=True)):
             indices = None if strategy is None else selection.indices.tolist()
             entry: dict[str, Any] = {"tokens_in": selection.total, "tokens_out": selection.kept, "indices": indices}
-            if run is not None:
-                entry["layer_average"] = average
+            if ran.layer_tokens:
+                entry["layer_average"] = sum(ran.layer_tokens[i]) / len(ran.layer_tokens[i])
             records[segment.row]["images"].append(entry)
-        selecting = None if strategy is None else chosen - built + inside
-        return records, {"selection": selecting, "prefill": built - start + out.prefill - inside, "decode": out.decode}
-
-    def _inside(self, plan: Plan | None, before: Pruned) -> AbstractContextManager[DecoderRun | None]:
-        return nullcontext() if plan is None or not plan.cuts else cut_inside(self.adapter, plan, before)
+        return records, {"selection": ran.selection, "prefill": ran.prefill, "decode": ran.decode}
 
     def _policy(self, strategy: PruningStrategy | None) -> PositionPolicy:
         return self.positions or ("compact" if strategy is None else strategy.positions)
 
-    def _prompt(self, batch: Batch, vision: Vision) -> Prompt:
-        inputs = {"input_ids": batch.ids.to(self.device), "attention_mask": batch.mask.to(self.device)}
-        return build_prompt(self.adapter, inputs, vision)
+    def _ids(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"input_ids": batch.ids.to(self.device), "attention_mask": batch.mask.to(self.device)}
 
     def _features(self, batch: Batch, inputs: Mapping[str, Any] | None = None) -> Vision:
         def encode(places: list[int]) -> Vision:
@@ -182,8 +166,3 @@ class Runner:
     def _end_ids(self) -> frozenset[int]:
         ends = self.loaded.model.generation_config.eos_token_id
         return frozenset() if ends is None else frozenset(ends if isinstance(ends, list) else [ends])
-
-    @staticmethod
-    def _everything(prompt: Prompt) -> list[Selection]:
-        counts = [segment.columns.shape[0] for segment in prompt.segments]
-        return [Selection(indices=torch.arange(n, device=prompt.ids.device), total=n) for n in counts]

@@ -9,6 +9,7 @@ import numpy as np
 from tokenprune.budget import Keep
 from tokenprune.evaluate.cells import DENSE, Cell
 from tokenprune.evaluate.contract import text_source
+from tokenprune.evaluate.cost.timing import Spread, spread
 from tokenprune.evaluate.metrics import accuracy_by_kind, exact_match
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.significance import corrected, paired_p_value
@@ -17,15 +18,6 @@ from tokenprune.evaluate.statistics import Interval, agreement, flips, mean_inte
 STAGES = ("vision", "selection", "prefill", "decode")
 REFERENCE = "random"
 """Label of the method that the paired differences are taken against."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Milliseconds per sample over batches: the median and the quartiles."""
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +108,7 @@ def summarise(
         groups.setdefault((cell.method, repr(cell.keep)), []).append(cell)
     right = {cell.id: correctness(contents[cell.id], samples) for cell in finished}
     images = float(np.mean([len(sample.images) for sample in samples]))
-    encoder = _spread([1000 * b["seconds"] / b["images"] * images for b in vision if b["counted"]])
+    encoder = spread([1000 * b["seconds"] / b["images"] * images for b in vision if b["counted"]])
     rows = []
     for (method, keep), members in groups.items():
         reference = groups.get((REFERENCE, keep))
@@ -200,14 +192,7 @@ def _times(contents: Sequence[Mapping[str, Any]], encoder: Spread | None) -> dic
     times = {} if encoder is None else {"vision": encoder}
     for stage in ("selection", "prefill", "decode"):
         # The dense model selects nothing: its batches hold no time for it.
-        spread = _spread([1000 * batch[stage] / batch["samples"] for batch in batches if batch[stage] is not None])
-        if spread is not None:
-            times[stage] = spread
+        found = spread([1000 * batch[stage] / batch["samples"] for batch in batches if batch[stage] is not None])
+        if found is not None:
+            times[stage] = found
     return times
-
-
-def _spread(values: Sequence[float]) -> Spread | None:
-    if not values:
-        return None
-    low, median, high = np.percentile(np.asarray(values), [25, 50, 75])
-    return Spread(median=float(median), low=float(low), high=float(high))

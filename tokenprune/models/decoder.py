@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.layout import Layout, entering, shorten
 from tokenprune.models.plan import Cut, Plan
 from tokenprune.models.pruning import Pruned
-from tokenprune.models.select import now
 from tokenprune.models.signals import fill_signals, next_attention, reader_for
 from tokenprune.models.tap import tap
 from tokenprune.pipeline import StagedStrategy

@@ -1,11 +1,8 @@
 """Running a strategy on a prompt, timed; and whether it fits the model at all."""
 
-import time
-
-import torch
-
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import CLIP_SIGNALS
+from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.prompt import Prompt
 from tokenprune.parsing import parse
@@ -113,10 +110,3 @@ def select_tokens(strategy: PruningStrategy | None, prompt: Prompt) -> tuple[lis
     start = now(device)
     selections = strategy.select_batch(prompt.tokens(strategy.needs | strategy.uses))
     return selections, now(device) - start
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a clock, when the device has done its work so far."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
