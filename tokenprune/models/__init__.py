@@ -14,13 +14,16 @@ from tokenprune.models.prompt import Prompt, Segment, build_prompt  # noqa: E402
 from tokenprune.models.pruning import prune_inputs  # noqa: E402
 from tokenprune.models.record import CallRecord, ImageRecord, Record  # noqa: E402
 from tokenprune.models.select import select_tokens  # noqa: E402
+from tokenprune.models.turns import CachedPrompt, Overlap, cached_prompt, continue_prompt, overlap  # noqa: E402
 from tokenprune.models.vision import Vision  # noqa: E402
 
 __all__ = [
     "Adapter",
+    "CachedPrompt",
     "CallRecord",
     "Clip",
     "ImageRecord",
+    "Overlap",
     "Prompt",
     "PrunedPrompt",
     "Record",
@@ -30,8 +33,11 @@ __all__ = [
     "adapter_for",
     "adapters",
     "build_prompt",
+    "cached_prompt",
     "check_version",
     "compact",
+    "continue_prompt",
+    "overlap",
     "prune",
     "prune_inputs",
     "question_reader",

@@ -11,27 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.cache_state import cached_length, lock, state_of, unlock
 from tokenprune.models.clip import Clip
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
+from tokenprune.models.first_choice import FirstChoice, TurnPolicy
 from tokenprune.models.generation import generate_pruned
 from tokenprune.models.inputs import PadIds, check_ids
 from tokenprune.models.inside import Inside
 from tokenprune.models.plan import Plan, make_plan
 from tokenprune.models.prompt import is_placeholder
-from tokenprune.models.pruning import prune_batch, raise_missing_pixels
-from tokenprune.models.record import Record
+from tokenprune.models.pruning import Choose, Pruned, continue_batch, prune_batch, raise_missing_pixels
+from tokenprune.models.record import CallKind, Record
 from tokenprune.models.refuse import (
-    cached_length,
     refuse_cache,
     refuse_columns,
+    refuse_continuing,
     refuse_embeddings,
     refuse_generate,
     refuse_in_decoder,
     setting,
 )
-from tokenprune.models.select import as_strategy, check_strategy_fits
-from tokenprune.strategy import PositionPolicy, PruningStrategy
+from tokenprune.models.select import as_strategy, check_strategy_fits, choose_all
+from tokenprune.models.turns import CachedPrompt, cached_prompt
+from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
 
 _PROMPT_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 _active: set[int] = set()
@@ -44,6 +47,7 @@ def prune(
     *,
     positions: PositionPolicy | None = None,
     clip: Clip | None = None,
+    turns: TurnPolicy = "reselect",
 ) -> AbstractContextManager[Record]:
     """While the context is open, the model drops the visual tokens that the strategy does not keep.
 
@@ -59,7 +63,9 @@ def prune(
     * Beams and return sequences of a prompt share one selection.
     * One model in one context at a time: nesting, or a second thread opening a context on the same model, is refused.
       Inside the context several threads may call the model; with a stage inside the decoder they take turns.
-    * A cache that was filled with a pruned prompt must not be continued, inside or outside: it is shorter than the ids.
+    * Conversations: `generate` with the whole conversation and the `past_key_values` of its last turn feeds what is new
+      and keeps what was chosen before; the cache knows what it holds, also in a later context. Outside of a context a
+      pruned cache refuses to be continued. Without a cache the conversation is encoded as a whole, see `turns`.
 
     Args:
         model: a supported transformers model.
@@ -67,6 +73,9 @@ def prune(
         positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
             authors do, for each stage its own.
         clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
+        turns: for conversations that are encoded as a whole in every turn: "reselect" chooses anew for each prompt, so
+            that methods which read the question can follow it; "freeze" keeps the tokens that were chosen for an image
+            in the first turn of its conversation (the prompt that begins with the same tokens and the same images).
 
     Returns:
         A context manager that yields the `Record`.
@@ -80,7 +89,14 @@ def prune(
     adapter.clip = clip
     strategy = as_strategy(strategy)
     check_strategy_fits(strategy, adapter)
-    return _open(_Session(adapter, make_plan(strategy, positions)))
+    check_choice("prune", "turns", turns, ("reselect", "freeze"))
+    plan = make_plan(strategy, positions)
+    if turns == "freeze" and plan.cuts:
+        raise UnsupportedError(
+            f"prune: turns='freeze' cannot hold what {plan.cuts[0].stages[0]!r} chooses inside the language model, where "
+            "the states that it looks at change with every turn; use turns='reselect'"
+        )
+    return _open(_Session(adapter, plan, turns))
 
 
 @contextmanager
@@ -111,7 +127,7 @@ def _claimed(module: nn.Module) -> Iterator[None]:
 class _Session:
     """One open context: what it put on the model, and its record."""
 
-    def __init__(self, adapter: Adapter, plan: Plan) -> None:
+    def __init__(self, adapter: Adapter, plan: Plan, turns: TurnPolicy = "reselect") -> None:
         self.adapter = adapter
         self.model: Any = adapter.model
         self.plan = plan
@@ -126,6 +142,8 @@ class _Session:
         self.generating_lock = threading.Lock()
         self.local = threading.local()
         self.inside = Inside(adapter, plan, self.record) if plan.cuts else None
+        self.choose: Choose = FirstChoice() if turns == "freeze" else choose_all
+        self.want = {"key"} & adapter.signals if turns == "freeze" else set()
 
     # What stands on the model
 
@@ -193,13 +211,16 @@ class _Session:
             call["input_ids"] = call.pop("inputs")
         refuse_embeddings(call, what="generate")
         ids = check_ids(call)
-        if call.get(self.adapter.modality_keys[0]) is None:
-            self.check_plain(ids, call, "generate")
+        cache = call.get("past_key_values")
+        state = state_of(cache)
+        if state is None and call.get(self.adapter.modality_keys[0]) is None:
+            self.check_plain(ids)
             self.record.add_plain("generate", (ids.shape[0], ids.shape[1]))
             with self.own_generate():
                 return self.plain_generate(**call)
         refuse_generate(call, self.model)
-        refuse_cache(call.get("past_key_values"), what="generate")
+        if state is None:
+            refuse_cache(cache, what="generate")
         prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
@@ -207,18 +228,70 @@ class _Session:
             refuse_in_decoder(call, self.model, what="generate")
             rest["disable_compile"] = True  # the hooks on the layers keep books in Python
         with torch.no_grad():
-            result = prune_batch(self.adapter, self.plan, call, pad=self.pad_ids(call), encoding=self.encoding())
+            if state is None:
+                result = self.prune_batch(call, self.pad_ids(call))
+            else:
+                refuse_continuing(state, call, self.plan, cached_length(cache))
+                result = continue_batch(
+                    self.adapter, self.plan, call, state, pad=self.pad_ids(call), encoding=self.encoding()
+                )
         with ExitStack() as stack:
             run = None
             if self.inside is None:
-                self.record.add("generate", result.prompt, result.pruned.columns, result.selections, result.seconds)
+                self.note("generate", result)
             else:
                 run = self.inside.follow("generate", result, stack)
+            unlock(cache)
+            stack.enter_context(_locked_on_error(cache))
             with self.own_generate():
                 output = generate_pruned(self.plain_generate, rest, result.pruned, self.model)
             if run is not None:
                 run.check_finished()
-            return output
+        self.note_cache(output, cache, result, call)
+        return output
+
+    def prune_batch(self, call: dict[str, Any], pad: PadIds = (None, frozenset()), *, forward: bool = False) -> Pruned:
+        """`prune_batch` with this context's settings."""
+        return prune_batch(
+            self.adapter,
+            self.plan,
+            call,
+            forward=forward,
+            pad=pad,
+            encoding=self.encoding(),
+            want=self.want,
+            choose=self.choose,
+        )
+
+    def note(self, kind: CallKind, result: Pruned) -> None:
+        """Put a call into the record whose tokens were all chosen before the language model."""
+        self.record.add(
+            kind,
+            result.prompt,
+            result.pruned.columns,
+            result.selections,
+            result.seconds,
+            cached=result.cached,
+            frozen=result.frozen,
+        )
+
+    def note_cache(self, output: Any, cache: Any, result: Pruned, call: dict[str, Any]) -> None:  # noqa: ANN401
+        """Say what the cache holds that the caller gave or gets."""
+        given = cache if cache is not None else getattr(output, "past_key_values", None)
+        if not hasattr(given, "update") or not cached_length(given):
+            return
+        state: CachedPrompt | str
+        if self.inside is not None:
+            state = "its layers hold different numbers of tokens, because a stage inside the decoder dropped some"
+        elif (setting("num_beams", call, self.model) or 1) != 1:
+            state = "it was filled by a beam search, whose rows are no conversations"
+        else:
+            sequences = output if isinstance(output, Tensor) else output.sequences
+            try:
+                state = cached_prompt(result.prompt, result.pruned, sequences, cached_length(given), result.keys)
+            except ValueError as error:
+                state = str(error)
+        lock(given, state)
 
     @contextmanager
     def own_generate(self) -> Iterator[None]:
@@ -250,7 +323,8 @@ class _Session:
         ids = check_ids(call)
         cache = call.get("past_key_values")
         if call.get(self.adapter.modality_keys[0]) is None:
-            self.check_plain(ids, call, "forward")
+            self.check_plain(ids)
+            self.check_step(ids, call)
             self.record.add_plain("forward", (ids.shape[0], ids.shape[1]))
             return None
         if cache is not None:
@@ -263,25 +337,40 @@ class _Session:
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
         if self.inside is not None:
             refuse_in_decoder(call, self.model, what="a forward")
-        result = prune_batch(self.adapter, self.plan, call, forward=True, encoding=self.encoding())
+        result = self.prune_batch(call, forward=True)
         if self.inside is None:
-            self.record.add("forward", result.prompt, result.pruned.columns, result.selections, result.seconds)
+            self.note("forward", result)
         else:
             self.inside.follow_forward(result)
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         return (), {**rest, **result.pruned.as_inputs()}
 
-    def check_plain(self, ids: Tensor, call: dict[str, Any], what: str) -> None:
-        """Raise unless a call without pixels really has nothing to prune and no pruned cache under it."""
+    def check_plain(self, ids: Tensor) -> None:
+        """Raise unless a call without pixels really has nothing to prune."""
         if bool(is_placeholder(ids, self.adapter).any()):
             raise_missing_pixels(self.adapter)
+
+    def check_step(self, ids: Tensor, call: dict[str, Any]) -> None:
+        """Raise when a forward continues a cache from a pruned prompt, unless it says where it stands."""
         cache = call.get("past_key_values")
-        if not self.record.images or not cached_length(cache):
+        if not cached_length(cache) or (state_of(cache) is None and not self.record.images):
             return
         mask, positions = call.get("attention_mask"), call.get("position_ids")
         fits = isinstance(mask, Tensor) and mask.shape[-1] == cached_length(cache) + ids.shape[1]
-        if what == "generate" or self.plan.cuts or not fits or positions is None:
-            refuse_cache(cache, what=f"a {what} without explicit position_ids and a mask over the pruned columns")
+        if self.plan.cuts or not fits or positions is None:
+            refuse_cache(cache, what="a forward without explicit position_ids and a mask over the pruned columns")
+        unlock(cache)  # from here on the caller keeps the books
+
+
+@contextmanager
+def _locked_on_error(cache: Any) -> Iterator[None]:  # noqa: ANN401
+    """A call that fails half-way leaves a cache that nobody should continue."""
+    try:
+        yield
+    except BaseException:
+        if cached_length(cache):
+            lock(cache, "an earlier call on it ended in an error")
+        raise
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Prune one batch of prompts: the pure function under `prune` and `prune_inputs`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -11,11 +11,17 @@ from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
 from tokenprune.models.inputs import PadIds
 from tokenprune.models.plan import Plan, make_plan
-from tokenprune.models.prompt import Prompt, build_prompt
+from tokenprune.models.prompt import Prompt, build_prompt, is_placeholder
 from tokenprune.models.refuse import refuse_embeddings
-from tokenprune.models.select import as_strategy, check_strategy_fits, select_tokens
+from tokenprune.models.select import Chosen, as_strategy, check_strategy_fits, choose_all, select_tokens
+from tokenprune.models.turns import CachedPrompt, check_images, continue_prompt, new_segments, overlap
+from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
 from tokenprune.tokens import Selection
+
+
+Choose = Callable[[PruningStrategy | None, Prompt], Chosen]
+"""From a strategy and a prompt to one selection per image."""
 
 
 class Pruned(NamedTuple):
@@ -25,6 +31,12 @@ class Pruned(NamedTuple):
     pruned: PrunedPrompt
     selections: list[Selection]
     seconds: float
+    keys: tuple[tuple[int, ...], ...] | None = None
+    """Of each row its images by `Tokens.key`, those in a cache included; None when the family has no such keys."""
+    cached: int = 0
+    """Leading columns that stand in a cache already."""
+    frozen: tuple[bool, ...] = ()
+    """For each image whether an earlier turn's selection was kept; empty for nowhere."""
 
 
 def prune_batch(
@@ -35,6 +47,8 @@ def prune_batch(
     forward: bool = False,
     pad: PadIds = (None, frozenset()),
     encoding: AbstractContextManager[object] | None = None,
+    want: Collection[str] = frozenset(),
+    choose: Choose = choose_all,
 ) -> Pruned:
     """Encode the images, build the dense prompt, choose, and drop.
 
@@ -46,17 +60,74 @@ def prune_batch(
             everything is kept passes untouched whatever side its padding is on.
         pad: see `build_prompt`.
         encoding: entered while the vision tower runs.
+        want: fields of `Tokens` to fill beside those that the strategy takes.
+        choose: lets a strategy choose.
     """
-    vision = None
-    if inputs.get(adapter.modality_keys[0]) is not None:
-        with encoding or nullcontext():
-            vision = see(adapter, inputs, plan.strategy.needs | plan.strategy.uses)
+    vision = _encoded(adapter, plan, inputs, encoding, want)
     prompt = build_prompt(adapter, inputs, vision, forward=forward, pad=pad)
-    selections, seconds = select_tokens(plan.before, prompt)
+    selections, seconds, frozen = choose(plan.before, prompt)
     # Inside the decoder the last column must be the prompt's last token.
     shortcut = prompt.left_padded or (forward and not plan.cuts)
     pruned = compact(prompt, selections, positions=plan.policy, shortcut=shortcut)
-    return Pruned(prompt, pruned, selections, seconds)
+    return Pruned(prompt, pruned, selections, seconds, keys=_keys_by_row(prompt), frozen=frozen)
+
+
+def continue_batch(
+    adapter: Adapter,
+    plan: Plan,
+    inputs: Mapping[str, Any],
+    cached: CachedPrompt,
+    *,
+    pad: PadIds = (None, frozenset()),
+    encoding: AbstractContextManager[object] | None = None,
+) -> Pruned:
+    """The same for prompts whose first part stands in a cache: only images that are not there are chosen from.
+
+    Args:
+        adapter: the model's adapter.
+        plan: without parts for the decoder.
+        inputs: the model's arguments for the whole conversation. Without new images the pixels may be left out.
+        cached: what is in the cache.
+        pad: see `build_prompt`.
+        encoding: entered while the vision tower runs.
+
+    Raises:
+        ValueError: when the prompts do not continue what is in the cache.
+    """
+    vision = _encoded(adapter, plan, inputs, encoding, {"key"})
+    prompt = build_prompt(adapter, inputs, vision, pad=pad)
+    seen = overlap(cached, prompt.ids, prompt.mask)
+    if vision is None and bool((is_placeholder(prompt.ids, adapter) & seen.tail).any()):
+        raise_missing_pixels(adapter)
+    keys = {} if vision is None or vision.keys is None else dict(enumerate(vision.keys))
+    check_images(prompt, keys, cached, seen)
+    fresh = new_segments(prompt, seen)
+    selections, seconds = select_tokens(plan.before, prompt, only=fresh)
+    told, pruned = continue_prompt(prompt, selections, cached, seen)
+    by_row = _keys_by_row(prompt) if vision is not None else cached.keys
+    return Pruned(told, pruned, selections, seconds, keys=by_row, cached=cached.length)
+
+
+def _encoded(
+    adapter: Adapter,
+    plan: Plan,
+    inputs: Mapping[str, Any],
+    encoding: AbstractContextManager[object] | None,
+    want: Collection[str],
+) -> Vision | None:
+    if inputs.get(adapter.modality_keys[0]) is None:
+        return None
+    with encoding or nullcontext():
+        return see(adapter, inputs, plan.strategy.needs | plan.strategy.uses | frozenset(want))
+
+
+def _keys_by_row(prompt: Prompt) -> tuple[tuple[int, ...], ...] | None:
+    if prompt.vision is None or prompt.vision.keys is None:
+        return None
+    rows: list[list[int]] = [[] for _ in range(prompt.ids.shape[0])]
+    for segment, key in zip(prompt.segments, prompt.vision.keys, strict=True):
+        rows[segment.row].append(key)
+    return tuple(map(tuple, rows))
 
 
 def prune_inputs(

@@ -35,6 +35,7 @@ class ImageRecord:
         select_seconds: seconds that the call spent on choosing, for *all* its images together.
         layer: for the site "decoder", the layer from which on only `indices` are left.
         layer_tokens: for the site "decoder", the number of this image's tokens that enter each decoder layer.
+        frozen: True when the selection is that of an earlier turn, kept by `turns="freeze"`.
     """
 
     call: int
@@ -51,6 +52,7 @@ class ImageRecord:
     select_seconds: float
     layer: int | None = None
     layer_tokens: tuple[int, ...] = ()
+    frozen: bool = False
 
     @property
     def layer_average(self) -> float:
@@ -78,6 +80,7 @@ class ImageRecord:
             "layer": self.layer,
             "layer_tokens": list(self.layer_tokens),
             "layer_average": self.layer_average,
+            "frozen": self.frozen,
         }
 
 
@@ -94,6 +97,7 @@ class CallRecord:
             without images, which went to the model unchanged.
         images: its images.
         select_seconds: seconds spent on choosing.
+        cached: leading columns that stood in a cache from an earlier turn, and were not computed again.
     """
 
     kind: CallKind
@@ -103,6 +107,7 @@ class CallRecord:
     columns: Int[Tensor, "b k"] | None = field(repr=False)
     images: tuple[ImageRecord, ...] = field(repr=False)
     select_seconds: float
+    cached: int = 0
 
 
 class Record:
@@ -162,6 +167,9 @@ class Record:
         selections: Sequence[Selection],
         seconds: float,
         layer_tokens: Sequence[tuple[int, ...]] = (),
+        *,
+        cached: int = 0,
+        frozen: Sequence[bool] = (),
     ) -> None:
         """Note one call. One transfer from the device.
 
@@ -172,11 +180,14 @@ class Record:
             selections: what is left of each image.
             seconds: spent on choosing.
             layer_tokens: for each image the tokens that enter each decoder layer, when that is not always the same.
+            cached: leading columns that stand in a cache already.
+            frozen: for each image whether its selection is that of an earlier turn.
         """
         shape = columns.shape
         flat = torch.cat([columns.flatten(), *(s.indices.to(columns.device) for s in selections)]).cpu()
         places, *indices = flat.split([columns.numel(), *(s.kept for s in selections)])
         counts = layer_tokens or [()] * len(selections)
+        kept_from_before = frozen or [False] * len(selections)
         # Clones: a view would keep the whole transfer alive.
         with self._lock:
             images = tuple(
@@ -195,8 +206,11 @@ class Record:
                     select_seconds=seconds,
                     layer=self.strategy.layer,
                     layer_tokens=entering,
+                    frozen=old,
                 )
-                for segment, selection, rows, entering in zip(prompt.segments, selections, indices, counts, strict=True)
+                for segment, selection, rows, entering, old in zip(
+                    prompt.segments, selections, indices, counts, kept_from_before, strict=True
+                )
             )
             self._calls.append(
                 CallRecord(
@@ -207,6 +221,7 @@ class Record:
                     columns=places.clone().view(shape),
                     images=images,
                     select_seconds=seconds,
+                    cached=cached,
                 )
             )
 
@@ -256,6 +271,7 @@ class Record:
                     "columns_in": call.columns_in,
                     "columns_kept": call.columns_kept,
                     "select_seconds": call.select_seconds,
+                    "cached": call.cached,
                     "images": [image.to_dict() for image in call.images],
                 }
                 for call in self._calls

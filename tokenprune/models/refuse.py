@@ -5,7 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokenprune.models.cache_state import cached_length
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.plan import Plan
+from tokenprune.models.turns import CachedPrompt
 
 # Setting of `generate` -> why not, and what to do.
 _GENERATE = {
@@ -46,7 +49,7 @@ def refuse_generate(call: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def refuse_cache(cache: object, *, what: str) -> None:
-    """Raise when a cache that is not empty comes with images, or after images were pruned.
+    """Raise when a cache that is not empty comes with images and nobody knows what it holds.
 
     Raises:
         UnsupportedError: with the way out.
@@ -54,15 +57,36 @@ def refuse_cache(cache: object, *, what: str) -> None:
     if cached_length(cache):
         raise UnsupportedError(
             f"prune: {what} with past_key_values that already hold {cached_length(cache)} columns is not supported: "
-            "the cache is shorter than the conversation, and transformers would feed old tokens again without error; "
-            "pass the whole conversation without a cache (it is pruned again, the same way)"
+            "they were not filled by generate in a prune context, so nobody knows what stands in them; pass the whole "
+            "conversation with a cache from such a call, or without a cache (it is pruned again, the same way)"
         )
 
 
-def cached_length(cache: object) -> int:
-    """Number of columns in a cache; 0 for None."""
-    length = getattr(cache, "get_seq_length", None)
-    return int(length()) if length is not None else 0
+def refuse_continuing(state: CachedPrompt | str, call: Mapping[str, Any], plan: Plan, length: int) -> None:
+    """Raise when a cache whose state is known cannot be continued by this call.
+
+    Raises:
+        UnsupportedError: with the way out.
+    """
+    head = "prune: these past_key_values cannot be continued"
+    way_out = "pass the whole conversation without past_key_values"
+    if isinstance(state, str):
+        raise UnsupportedError(f"{head}: {state}; {way_out}")
+    if state.length != length:
+        raise UnsupportedError(
+            f"{head}: they hold {length} columns, but {state.length} when generate handed them over; {way_out}"
+        )
+    if plan.cuts:
+        raise UnsupportedError(
+            f"{head} with {plan.cuts[0].stages[0]!r}, which acts inside the language model and would have to follow "
+            f"layers of different lengths; {way_out}"
+        )
+    if plan.policy != state.policy:
+        raise UnsupportedError(
+            f"{head} with positions={plan.policy!r}: they were filled with positions={state.policy!r}; use the same"
+        )
+    if call.get("position_ids") is not None:
+        raise UnsupportedError(f"{head} with position_ids: positions go on from the cache; leave them out")
 
 
 def refuse_in_decoder(call: Mapping[str, Any], model: nn.Module, *, what: str) -> None:

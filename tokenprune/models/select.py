@@ -1,5 +1,8 @@
 """Running a strategy on a prompt, timed; and whether it fits the model at all."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import CLIP_SIGNALS
 from tokenprune.models.clock import now
@@ -83,12 +86,28 @@ def _check_decoder_stage(stage: PruningStrategy, adapter: Adapter) -> None:
         )
 
 
-def select_tokens(strategy: PruningStrategy | None, prompt: Prompt) -> tuple[list[Selection], float]:
+class Chosen(NamedTuple):
+    """One selection per image, the seconds that they took, and for each whether it is an earlier one kept."""
+
+    selections: list[Selection]
+    seconds: float
+    frozen: tuple[bool, ...] = ()
+
+
+def choose_all(strategy: PruningStrategy | None, prompt: Prompt) -> Chosen:
+    """`select_tokens`, without a memory."""
+    return Chosen(*select_tokens(strategy, prompt))
+
+
+def select_tokens(
+    strategy: PruningStrategy | None, prompt: Prompt, *, only: Sequence[int] | None = None
+) -> tuple[list[Selection], float]:
     """Let the strategy choose among the tokens of every image of the prompt, all images in one call.
 
     Args:
         strategy: what decides; None keeps everything.
         prompt: from `build_prompt`, with the signals that the strategy needs.
+        only: numbers of the images among which to choose; None for all.
 
     Returns:
         One selection per image in placeholder order, and the seconds that the choice took; on a CUDA device both ends
@@ -97,7 +116,8 @@ def select_tokens(strategy: PruningStrategy | None, prompt: Prompt) -> tuple[lis
     Raises:
         UnsupportedError: when the strategy acts inside the language model.
     """
-    if not prompt.segments:
+    chosen = range(len(prompt.segments)) if only is None else only
+    if not chosen:
         return [], 0.0
     if strategy is not None and strategy.site == "decoder":
         raise UnsupportedError(
@@ -106,7 +126,9 @@ def select_tokens(strategy: PruningStrategy | None, prompt: Prompt) -> tuple[lis
         )
     device = prompt.embeds.device
     if strategy is None:
-        return [Selection(indices=image.positions, total=image.n) for image in prompt.tokens()], 0.0
+        images = prompt.tokens()
+        return [Selection(indices=images[i].positions, total=images[i].n) for i in chosen], 0.0
     start = now(device)
-    selections = strategy.select_batch(prompt.tokens(strategy.needs | strategy.uses))
+    images = prompt.tokens(strategy.needs | strategy.uses)
+    selections = strategy.select_batch([images[i] for i in chosen])
     return selections, now(device) - start
