@@ -93,8 +93,8 @@ def prune(
     plan = make_plan(strategy, positions)
     if turns == "freeze" and plan.cuts:
         raise UnsupportedError(
-            f"prune: turns='freeze' cannot hold what {plan.cuts[0].stages[0]!r} chooses inside the language model, where "
-            "the states that it looks at change with every turn; use turns='reselect'"
+            f"prune: turns='freeze' cannot hold what {plan.cuts[0].stages[0]!r} chooses inside the language model, "
+            "where the states that it looks at change with every turn; use turns='reselect'"
         )
     return _open(_Session(adapter, plan, turns))
 
@@ -231,9 +231,9 @@ class _Session:
             if state is None:
                 result = self.prune_batch(call, self.pad_ids(call))
             else:
-                refuse_continuing(state, call, self.plan, cached_length(cache))
+                known = refuse_continuing(state, call, self.plan, cached_length(cache))
                 result = continue_batch(
-                    self.adapter, self.plan, call, state, pad=self.pad_ids(call), encoding=self.encoding()
+                    self.adapter, self.plan, call, known, pad=self.pad_ids(call), encoding=self.encoding()
                 )
         with ExitStack() as stack:
             run = None

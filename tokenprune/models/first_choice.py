@@ -15,7 +15,7 @@ _Choice = list[tuple[int | None, Selection]]
 
 
 class FirstChoice:
-    """`select_tokens` with a memory: an image keeps the tokens that were chosen for it in the conversation's first turn.
+    """`select_tokens` with a memory: an image keeps the tokens that were chosen in its conversation's first turn.
 
     A prompt goes on with an earlier one when it begins with the same tokens, all of them, and with the same images.
     Images that are new in a later turn are chosen from then, and frozen from then on. For every prompt seen its ids and

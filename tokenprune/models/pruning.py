@@ -19,7 +19,6 @@ from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
 from tokenprune.tokens import Selection
 
-
 Choose = Callable[[PruningStrategy | None, Prompt], Chosen]
 """From a strategy and a prompt to one selection per image."""
 

@@ -57,13 +57,14 @@ def refuse_cache(cache: object, *, what: str) -> None:
     if cached_length(cache):
         raise UnsupportedError(
             f"prune: {what} with past_key_values that already hold {cached_length(cache)} columns is not supported: "
-            "they were not filled by generate in a prune context, so nobody knows what stands in them; pass the whole "
-            "conversation with a cache from such a call, or without a cache (it is pruned again, the same way)"
+            "a pruned prompt is shorter than its ids, and nobody knows what stands in these columns, because they do not "
+            "come from a generate in a prune context; pass the whole conversation with a cache from such a call, or "
+            "without a cache (it is pruned again, the same way)"
         )
 
 
-def refuse_continuing(state: CachedPrompt | str, call: Mapping[str, Any], plan: Plan, length: int) -> None:
-    """Raise when a cache whose state is known cannot be continued by this call.
+def refuse_continuing(state: CachedPrompt | str, call: Mapping[str, Any], plan: Plan, length: int) -> CachedPrompt:
+    """The state of a cache, when this call can continue it.
 
     Raises:
         UnsupportedError: with the way out.
@@ -87,6 +88,7 @@ def refuse_continuing(state: CachedPrompt | str, call: Mapping[str, Any], plan: 
         )
     if call.get("position_ids") is not None:
         raise UnsupportedError(f"{head} with position_ids: positions go on from the cache; leave them out")
+    return state
 
 
 def refuse_in_decoder(call: Mapping[str, Any], model: nn.Module, *, what: str) -> None:
