@@ -58,8 +58,8 @@ def refuse_cache(cache: object, *, what: str) -> None:
         raise UnsupportedError(
             f"prune: {what} with past_key_values that already hold {cached_length(cache)} columns is not supported: "
             "a pruned prompt is shorter than its ids, and nobody knows what stands in these columns, because they do "
-            "not come from a generate in a prune context; pass the whole conversation with a cache from such a call, or "
-            "without a cache (it is pruned again, the same way)"
+            "not come from a generate in a prune context; pass the whole conversation with a cache from such a call, "
+            "or without a cache (it is pruned again, the same way)"
         )
 
 
