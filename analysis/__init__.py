@@ -1,8 +1,10 @@
 """Measurements on tokens, selections and runs."""
 
 from tokenprune.analysis.alignment import AlignmentMeasures, AlignmentReport, analyse_alignment, measure_alignment
+from tokenprune.analysis.calibration import Calibration, measure_calibration
 from tokenprune.analysis.controls import NO_CONTROLS, Controls
 from tokenprune.analysis.cross_scoring import CrossScores, cross_score
+from tokenprune.analysis.damage import AnswerRecord, DamageReport, analyse_damage, measure_damage
 from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, jaccard, overlap
 from tokenprune.analysis.images import AnalysedImage, bundled_images, stream_images
 from tokenprune.analysis.redundancy import (
@@ -14,14 +16,18 @@ from tokenprune.analysis.redundancy import (
 from tokenprune.analysis.score_parts import ScoreParts, split_score
 from tokenprune.analysis.spatial import SpatialMeasures, SpatialReport, analyse_spatial, measure_spatial
 from tokenprune.analysis.spectrum import effective_rank, participation_ratio
+from tokenprune.analysis.turns import TurnsReport, analyse_turns
 
 __all__ = [
     "NO_CONTROLS",
     "AlignmentMeasures",
     "AlignmentReport",
     "AnalysedImage",
+    "AnswerRecord",
+    "Calibration",
     "Controls",
     "CrossScores",
+    "DamageReport",
     "Overlap",
     "RedundancyMeasures",
     "RedundancyReport",
@@ -29,15 +35,20 @@ __all__ = [
     "SelectionDiagnostics",
     "SpatialMeasures",
     "SpatialReport",
+    "TurnsReport",
     "analyse_alignment",
+    "analyse_damage",
     "analyse_redundancy",
     "analyse_spatial",
+    "analyse_turns",
     "bundled_images",
     "cross_score",
     "diagnose",
     "effective_rank",
     "jaccard",
     "measure_alignment",
+    "measure_calibration",
+    "measure_damage",
     "measure_redundancy",
     "measure_spatial",
     "overlap",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ANALYSES = {
     "alignment": "does stage 1 read the question, or does it drop the largest norms?",
+    "damage": "flips, probabilities, calibration, hard and easy samples, a second question",
     "diagnostics": "every method's kept set under every objective, and how much the sets share",
     "redundancy": "visual against text tokens: cosines, near-duplicates, rank",
     "spatial": "where kept tokens stand: heat map, row and column bias, recall of objects",
@@ -36,7 +37,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "analyze",
-        help="why a method works: alignment, diagnostics, redundancy, spatial",
+        help="why a method works: " + ", ".join(ANALYSES),
         description="Analyse visual tokens and selections; without options on the bundled model and its scenes.\n\n"
         + "\n".join(f"{name:12} {what}" for name, what in ANALYSES.items()),
         epilog=_EPILOG,
@@ -57,6 +58,11 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
     parser.add_argument(
         "--tau", type=float, default=0.9, metavar="X", help="redundancy: cosine of near-duplicates (default 0.9)"
     )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="damage: seeds of random ones (default 3)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions per batch (default 16)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=16, metavar="N", help="length limit of an answer (default 16)"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="FOLDER", help="parent of the output folder (default: runs)"
     )
@@ -65,28 +71,40 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
 
 def run(args: argparse.Namespace) -> int:
     """Analyse, print the table, write CSV, PNG and run.json."""
-    from tokenprune.cli.analyses import RUN, default_strategies
     from tokenprune.evaluate.extras import need
     from tokenprune.evaluate.figures import STYLE
     from tokenprune.parsing import parse
 
-    if args.count is not None and args.count < 1:
-        raise ValueError(f"--count must be 1 or more, got {args.count}")
+    for name in ("count", "seeds", "batch_size", "max_new_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
     if not -1.0 < args.tau < 1.0:
         raise ValueError(f"--tau must lie between -1 and 1, got {args.tau}")
     if args.strategy and args.what == "redundancy":
         raise ValueError("--strategy: redundancy looks at tokens before any strategy; leave it out")
-    need("matplotlib")  # before any work
-    strategies = [parse(text) for text in args.strategy] if args.strategy else default_strategies(args.what)
+    for package in ("matplotlib", "statsmodels"):  # before any work
+        need(package)
+    strategies = [parse(text) for text in args.strategy or ()]
     folder = args.out.expanduser() / f"analyze-{args.what}"
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_model(args)
-    images = _watched(_images(args, loaded, strategies))
     with need("matplotlib").rc_context(STYLE):
-        outcome = RUN[args.what](images, strategies, args.tau)
+        outcome = _outcome(args, loaded, strategies)
     _write(folder, args, loaded, outcome)
     _print(folder, outcome)
     return 0
+
+
+def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Sequence[PruningStrategy]") -> "Outcome":
+    from tokenprune.cli.analyses import RUN, default_strategies
+    from tokenprune.cli.answer_analyses import RUN_ANSWERS, read_request
+
+    if args.what in RUN_ANSWERS:
+        analyse, count = RUN_ANSWERS[args.what]
+        return analyse(read_request(args, loaded, strategies, count))
+    used = strategies or default_strategies(args.what)
+    return RUN[args.what](_watched(_images(args, loaded, used)), used, args.tau)
 
 
 def _images(

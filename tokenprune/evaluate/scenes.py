@@ -34,3 +34,23 @@ def bundled_samples(count: int = DEFAULT_COUNT, *, seed: int = 0) -> list[Sample
             )
         )
     return samples
+
+
+def second_questions(count: int, *, seed: int = 0) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """For each of the `bundled_samples`, by its id, another question about the same scene and its right answer.
+
+    It is of another kind; over the samples every kind follows every other one equally often.
+
+    Args:
+        count: number of samples.
+        seed: which series of scenes.
+    """
+    from tokenprune.bundled import load_scenes
+
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for place, scene in enumerate(load_scenes(split="test", count=count, seed=seed)):
+        kinds = len(scene.questions)
+        first = scene.questions[place % kinds]
+        other = scene.questions[(place + 1 + place // kinds % (kinds - 1)) % kinds]
+        found[f"{scene.id}-{first.kind}"] = (other.text, (other.answer,))
+    return found

@@ -17,9 +17,18 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def figures(what: str) -> list[str]:
+    return [f"{what}.png", *(["turns.png"] if what == "damage" else [])]
+
+
 @pytest.mark.parametrize(
     ("what", "files", "words"),
     [
+        (
+            "damage",
+            ["damage.csv", "tests.csv", "calibration.csv", "turns.csv"],
+            ["right to", "Holm", "Second question", "random(keep=0.111)", "from right to wrong"],
+        ),
         ("alignment", ["alignment.csv"], ["variance", "text='question'", "Another question changes", "lie on objects"]),
         ("diagnostics", ["diagnostics.csv", "overlap.csv"], ["effective", "trim_tokenator(keep=0.111)", "duplicates"]),
         ("redundancy", ["redundancy.csv"], ["as they are (tau 0.9)", "unique, equal counts, unit, centred", "visual"]),
@@ -35,10 +44,10 @@ def test_each_analysis_prints_a_table_and_writes_its_files(
         assert word in out
     folder = tmp_path / f"analyze-{what}"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*files, f"{what}.png", "manifest.json", "run.json"]
+        [*files, *figures(what), "manifest.json", "run.json"]
     )
     for name in files:
-        assert len(rows(folder / name)) >= 6
+        assert len(rows(folder / name)) >= 3
     with Image.open(folder / f"{what}.png") as picture:
         assert min(picture.size) > 400
     facts = json.loads((folder / "run.json").read_text())
@@ -46,7 +55,7 @@ def test_each_analysis_prints_a_table_and_writes_its_files(
     assert len(facts["weights"]) == 64
     manifest = read_manifest(folder)
     assert (manifest.kind, [item.file for item in manifest.tables]) == (f"analyze {what}", files)
-    assert [item.file for item in manifest.figures] == [f"{what}.png"]
+    assert [item.file for item in manifest.figures] == figures(what)
     assert manifest.command.startswith(f"tokenprune analyze {what} --count 3")
     assert all(len(row) == len(summary.columns) for summary in manifest.summaries for row in summary.rows)
 

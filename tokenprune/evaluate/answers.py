@@ -1,0 +1,179 @@
+"""Answers with their probabilities: what analyses of single answers need beside the text."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenprune.evaluate.batches import PictureNames, processed
+from tokenprune.evaluate.decode import answer_lengths
+from tokenprune.evaluate.features import take_images
+from tokenprune.evaluate.loading import LoadedModel
+from tokenprune.evaluate.metrics import exact_match
+from tokenprune.evaluate.samples import Sample
+from tokenprune.models import Prompt, Vision, adapter_for, build_prompt, compact, select_tokens
+from tokenprune.models.inside import cut_inside
+from tokenprune.models.plan import make_plan
+from tokenprune.models.pruning import Pruned
+from tokenprune.strategy import PositionPolicy, PruningStrategy
+from tokenprune.tokens import FIELD_NAMES, Selection
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AskedBatch:
+    """Samples as dense prompts, their pictures encoded.
+
+    Attributes:
+        samples: one per row.
+        units: for each row, what the bootstrap draws: a name of its pictures.
+        prompt: the dense prompts.
+        vision: the encoded pictures, for other questions about them.
+    """
+
+    samples: tuple[Sample, ...]
+    units: tuple[str, ...]
+    prompt: Prompt
+    vision: Vision
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: what was generated.
+        correct: whether it is one of the right answers.
+        confidence: probability that the model gave this whole answer, the product over its tokens (end token included).
+        first: float32 (vocabulary,), log-probabilities of the first answer token, on the CPU.
+    """
+
+    text: str
+    correct: bool
+    confidence: float
+    first: Float[Tensor, " v"]
+
+
+def signals_of(strategies: Collection[PruningStrategy]) -> frozenset[str]:
+    """Fields of `Tokens` that some strategies want, and the key by which random ones tell images apart."""
+    return frozenset({"key"}).union(*((s.needs | s.uses) & FIELD_NAMES for s in strategies))
+
+
+def ask_batches(
+    loaded: LoadedModel, samples: Sequence[Sample], *, batch_size: int = 16, want: Collection[str] = ()
+) -> Iterator[AskedBatch]:
+    """Dense prompts of a data set, one batch in memory at a time; every picture is encoded once per batch.
+
+    Args:
+        loaded: the model and its processor.
+        samples: the data set.
+        batch_size: samples per batch.
+        want: fields of `Tokens` that strategies will want, from `signals_of`.
+
+    Raises:
+        ValueError: when there is no sample, or batch_size is not positive.
+    """
+    if not samples:
+        raise ValueError("ask_batches: samples is empty; give at least one sample")
+    if batch_size < 1:
+        raise ValueError(f"ask_batches: batch_size must be 1 or more, got {batch_size}")
+    adapter, names = adapter_for(loaded.model), PictureNames()
+    for start in range(0, len(samples), batch_size):
+        part = tuple(samples[start : start + batch_size])
+        with torch.no_grad():
+            inputs = _on_device(processed(loaded.processor, part), loaded)
+            count = sum(len(sample.images) for sample in part)
+            vision = adapter.encode(take_images(inputs, adapter.modality_keys, count, range(count)), want=want)
+            prompt = build_prompt(adapter, inputs, vision)
+        units = tuple(" ".join(names.of([sample])) for sample in part)
+        yield AskedBatch(samples=part, units=units, prompt=prompt, vision=vision)
+
+
+def ask_again(loaded: LoadedModel, batch: AskedBatch, questions: Sequence[tuple[str, Sequence[str]]]) -> AskedBatch:
+    """The same pictures with other questions; they are not encoded again.
+
+    Args:
+        loaded: the model.
+        batch: from `ask_batches`.
+        questions: for each row a question and its right answers.
+    """
+    samples = tuple(
+        replace(sample, question=text, answers=tuple(answers))
+        for sample, (text, answers) in zip(batch.samples, questions, strict=True)
+    )
+    with torch.no_grad():
+        inputs = _on_device(processed(loaded.processor, samples), loaded)
+        prompt = build_prompt(adapter_for(loaded.model), inputs, batch.vision)
+    return AskedBatch(samples=samples, units=batch.units, prompt=prompt, vision=batch.vision)
+
+
+@torch.no_grad()
+def answer(
+    loaded: LoadedModel,
+    batch: AskedBatch,
+    strategy: PruningStrategy | None = None,
+    *,
+    selections: Sequence[Selection] | None = None,
+    positions: PositionPolicy | None = None,
+    max_new_tokens: int = 16,
+) -> list[Answer]:
+    """Greedy answers to a batch.
+
+    Args:
+        loaded: the model.
+        batch: from `ask_batches` or `ask_again`.
+        strategy: what prunes; None for nothing.
+        selections: given, these tokens are kept instead, one entry per image; `strategy` must then be None.
+        positions: "original" or "compact"; None leaves it to the strategy's authors ("compact" for given selections).
+        max_new_tokens: length limit.
+
+    Raises:
+        ValueError: when both a strategy and selections are given.
+    """
+    if strategy is not None and selections is not None:
+        raise ValueError("answer: give a strategy or selections, not both")
+    adapter, prompt = adapter_for(loaded.model), batch.prompt
+    plan = None if strategy is None else make_plan(strategy, positions)
+    policy = (positions or "compact") if plan is None else plan.policy
+    if selections is None:
+        selections = select_tokens(None if plan is None else plan.before, prompt)[0]
+    pruned = compact(prompt, selections, positions=policy)
+    arguments = {**pruned.generate_kwargs(), "max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+    with ExitStack() as stack:
+        if plan is not None and plan.cuts:
+            stack.enter_context(cut_inside(adapter, plan, Pruned(prompt, pruned, list(selections), 0.0)))
+            arguments["disable_compile"] = True
+        out: Any = loaded.model.generate(**arguments, return_dict_in_generate=True, output_logits=True)
+    new = out.sequences[:, pruned.ids.shape[1] :].cpu()
+    # (steps, rows): the log-probability of the token that was chosen at each step.
+    steps = [torch.log_softmax(logits.float(), dim=-1).cpu() for logits in out.logits]
+    chosen = torch.stack([step.gather(1, new[:, i : i + 1])[:, 0] for i, step in enumerate(steps)])
+    texts = [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+    return [
+        Answer(
+            text=text,
+            correct=exact_match(text, sample.answers),
+            confidence=float(chosen[:length, row].sum().exp()),
+            first=steps[0][row],
+        )
+        for row, (text, sample, length) in enumerate(
+            zip(texts, batch.samples, answer_lengths(new, _end_ids(loaded)), strict=True)
+        )
+    ]
+
+
+def _on_device(inputs: Mapping[str, Any], loaded: LoadedModel) -> dict[str, Any]:
+    device, dtype = loaded.model.device, loaded.model.dtype
+    return {
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _end_ids(loaded: LoadedModel) -> frozenset[int]:
+    ends = loaded.model.generation_config.eos_token_id
+    return frozenset() if ends is None else frozenset(ends if isinstance(ends, list) else [ends])
