@@ -164,6 +164,7 @@ def _print(comparison: "Comparison", *, kinds: bool) -> None:
         console.print(text, style="yellow", markup=False)
     console.print(f"\n{comparison.folder}", markup=False, style="bold")
     for file in (
+        "report.html",
         "accuracy_vs_tokens.png",
         "kept_tokens.png",
         "results.csv",

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     draw(rows, args.out / "gap.png", source=_source(args))
     _write_manifest(rows, args)
     console.print(_table(rows))
-    console.print(f"wrote {args.out / 'gap.csv'} and {args.out / 'gap.png'}", highlight=False, soft_wrap=True)
+    console.print(f"wrote gap.csv, gap.png and report.html in {args.out}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -177,6 +177,7 @@ def grouped(rows: Sequence["GapRow"]) -> dict[tuple[str, int, str], list["GapRow
 def _write_manifest(rows: Sequence["GapRow"], args: argparse.Namespace) -> None:
     from tokenprune.evaluate.environment import git_state, package_versions
     from tokenprune.evaluate.manifest import Item, Manifest, Summary, shell_line, write_manifest
+    from tokenprune.evaluate.run_report import write_report
 
     options = ("keep", "distance", "images", "synthetic", "size", "width", "time_limit", "seed")
     configuration = {name: getattr(args, name) for name in options}
@@ -191,6 +192,7 @@ def _write_manifest(rows: Sequence["GapRow"], args: argparse.Namespace) -> None:
         figures=(Item(file="gap.png", title=TITLE, note="Means over images with their range."),),
     )
     write_manifest(args.out, manifest)
+    write_report(args.out)
 
 
 def _table_rows(rows: Sequence["GapRow"]) -> Iterator[list[str]]:

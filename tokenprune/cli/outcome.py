@@ -9,6 +9,7 @@ from tokenprune.analysis.intervals import show
 from tokenprune.evaluate.extras import need
 from tokenprune.evaluate.manifest import Item, Manifest, Summary, csv_bytes, write_manifest
 from tokenprune.evaluate.run_folder import write_atomically
+from tokenprune.evaluate.run_report import write_report
 from tokenprune.evaluate.statistics import Interval
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def write_outcome(
         figures=tuple(_item(name, outcome) for name in outcome.figures),
     )
     write_manifest(folder, manifest)
+    write_report(folder)
     return manifest
 
 

@@ -14,11 +14,14 @@ from tokenprune.evaluate.environment import load_average
 from tokenprune.evaluate.export import export
 from tokenprune.evaluate.extras import EVAL_PACKAGES, need
 from tokenprune.evaluate.figures import accuracy_figure
-from tokenprune.evaluate.kept_tokens import kept_tokens_figure
+from tokenprune.evaluate.galleries import write_gallery
+from tokenprune.evaluate.kept_tokens import kept_slides, kept_tokens_figure
 from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.manifest import Item, Manifest, write_manifest
 from tokenprune.evaluate.report import footer, run_report
+from tokenprune.evaluate.result_table import findings, kinds_summary, results_summary
 from tokenprune.evaluate.run_folder import RunFolder, write_atomically
+from tokenprune.evaluate.run_report import write_report
 from tokenprune.evaluate.runner import Runner
 from tokenprune.evaluate.samples import Sample, check_samples
 from tokenprune.evaluate.settings import Settings, configuration
@@ -137,7 +140,9 @@ def compare(
         picture = kept_tokens_figure(runner, cells, contents, footer=line)
         if picture is not None:
             write_atomically(folder.path / "kept_tokens.png", picture)
-    write_manifest(folder.path, _manifest(folder.path, rows, config, line, command))
+            write_gallery(folder.path, "kept_tokens", kept_slides(runner, cells, contents))
+    write_manifest(folder.path, _manifest(folder.path, rows, report, line, command))
+    write_report(folder.path)
     return Comparison(
         folder=folder.path,
         rows=tuple(rows),
@@ -168,19 +173,35 @@ def _run_missing(runner: Runner, folder: RunFolder, cells: Sequence[Cell], progr
         folder.write_cell(cell.id, runner.run(cell, _told(progress, _work(cell), cell.method)))
 
 
-def _manifest(folder: Path, rows: Sequence[Row], config: Mapping[str, Any], line: str, command: str) -> Manifest:
+def _manifest(folder: Path, rows: Sequence[Row], report: Mapping[str, Any], line: str, command: str) -> Manifest:
     """What the folder holds; figures that were not drawn are left out."""
+    config = report["config"]
     pictures = (
-        Item(file="accuracy_vs_tokens.png", title="Accuracy against visual tokens kept", note=line),
-        Item(file="kept_tokens.png", title="Kept tokens and answers", note="A row per method, a column per sample."),
+        Item(
+            file="accuracy_vs_tokens.png",
+            title="Accuracy against visual tokens kept",
+            note="Left: accuracy; the band is the dense model's 95% interval. Right: paired difference to Random.",
+        ),
+    )
+    galleries = (
+        Item(
+            file="kept_tokens.json",
+            title="Kept tokens and answers",
+            note="Questions that the dense model answers right, of each kind first; dots: tokens pooled, none dropped; "
+            "random: its first seed. What was dropped is faded.",
+        ),
     )
     return Manifest(
         kind="compare",
         title=f"Comparison on {config['data']['name']}",
         command=command,
-        configuration=config,
-        tables=(Item(file="results.csv", title="Results", note=line),),
+        configuration={**config, "versions": report["versions"], "git": report["git"]},
+        findings=findings(rows),
+        summaries=(results_summary(rows, metric=config["metric"]), kinds_summary(rows)) if rows else (),
+        tables=(Item(file="results.csv", title="Results, all digits", note="Shares from 0 to 1; milliseconds."),),
         figures=tuple(item for item in pictures if (folder / item.file).is_file()),
+        galleries=tuple(item for item in galleries if (folder / item.file).is_file()),
+        conditions=line,
     )
 
 

@@ -7,14 +7,19 @@ import numpy as np
 
 from tokenprune.evaluate.batches import processed
 from tokenprune.evaluate.cells import Cell
+from tokenprune.evaluate.galleries import jpeg
 from tokenprune.evaluate.gallery import Answer, Column, gallery
 from tokenprune.evaluate.methods import show_budget
 from tokenprune.evaluate.overlay import Pixels, overlay, seen_picture
+from tokenprune.evaluate.page import Card, Slide, Word
 from tokenprune.evaluate.runner import Runner
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.summary import correctness
 
 COLUMNS = 5
+"""Samples of the figure."""
+SLIDES = 12
+"""Samples to page through in the report."""
 
 
 def kept_tokens_figure(
@@ -31,6 +36,61 @@ def kept_tokens_figure(
     Returns:
         The figure as PNG; None when the tokens of the pictures are no raster that it could draw.
     """
+    drawn = kept_columns(runner, cells, contents, COLUMNS)
+    if drawn is None:
+        return None
+    shown, columns = drawn
+    keep = shown[-1].keep
+    labels = ["all tokens", *(cell.method for cell in shown[1:])]
+    explained = (
+        "First question of each kind that the dense model answers right; in brackets the tokens kept; "
+        f"dots: tokens pooled, none dropped; random: its first seed. {footer}"
+    )
+    title = "" if keep is None else f"Visual tokens kept at a budget of {show_budget(keep)}"
+    return gallery(columns, labels, title=title, footer=explained)
+
+
+def kept_slides(
+    runner: Runner, cells: Sequence[Cell], contents: Mapping[str, Mapping[str, Any]], *, count: int = SLIDES
+) -> list[Slide]:
+    """The same as `kept_tokens_figure` for more samples, as slides: one per sample, with a card per method.
+
+    Args:
+        runner: gives the pictures as the model sees them.
+        cells: the whole comparison.
+        contents: finished cells by id.
+        count: at most so many slides.
+    """
+    drawn = kept_columns(runner, cells, contents, count)
+    if drawn is None:
+        return []
+    shown, columns = drawn
+    slides = []
+    for column in columns:
+        cards = []
+        for cell, answer in zip(shown, column.answers, strict=True):
+            everything = range(column.grid[0] * column.grid[1])
+            kept = everything if answer.indices is None else answer.indices
+            picture = overlay(column.picture, kept, column.grid, merged=answer.merged, side=288)
+            count_text = f"{len(kept)} of {len(everything)} tokens"
+            cards.append(
+                Card(
+                    title=repr(cell.strategy) if cell.strategy is not None else "dense",
+                    picture=jpeg(picture, f"{cell.method}: {count_text}{' made' if answer.merged else ' kept'}"),
+                    words=(Word(text=answer.text or "(nothing)"),),
+                    lines=(count_text,),
+                    tone="good" if answer.correct else "bad",
+                    mark="right" if answer.correct else "wrong",
+                )
+            )
+        slides.append(Slide(title=column.question, lines=(f"Reference: {column.reference}",), cards=cards))
+    return slides
+
+
+def kept_columns(
+    runner: Runner, cells: Sequence[Cell], contents: Mapping[str, Mapping[str, Any]], count: int
+) -> tuple[list[Cell], list[Column]] | None:
+    """The cells that are drawn, dense first, and the samples with an answer for each; None without a raster."""
     samples = runner.samples
     dense = contents[cells[0].id]
     keep = _middling([cell for cell in cells[1:] if cell.id in contents])
@@ -44,7 +104,7 @@ def kept_tokens_figure(
             shown.append(cell)
     right = {cell.id: correctness(contents[cell.id], samples) for cell in shown}
     columns = []
-    for place in _choose(samples, correctness(dense, samples)):
+    for place in _choose(samples, correctness(dense, samples), count):
         drawn = _picture(runner, samples[place], dense["samples"][place]["images"][0]["tokens_in"])
         if drawn is None:
             return None
@@ -59,13 +119,7 @@ def kept_tokens_figure(
                 answers=tuple(answers),
             )
         )
-    labels = ["all tokens", *(cell.method for cell in shown[1:])]
-    explained = (
-        "First question of each kind that the dense model answers right; in brackets the tokens kept; "
-        f"dots: tokens pooled, none dropped; random: its first seed. {footer}"
-    )
-    title = "" if keep is None else f"Visual tokens kept at a budget of {show_budget(keep)}"
-    return gallery(columns, labels, title=title, footer=explained)
+    return shown, columns
 
 
 def draw_kept(runner: Runner, sample: Sample, record: Mapping[str, Any], *, merged: bool) -> Pixels:
@@ -95,11 +149,11 @@ def _middling(cells: Sequence[Cell]) -> int | float | None:
     return budgets[min(len(budgets) - 1, (len(budgets) + 1) // 2)]
 
 
-def _choose(samples: Sequence[Sample], right: Sequence[bool]) -> list[int]:
+def _choose(samples: Sequence[Sample], right: Sequence[bool], count: int) -> list[int]:
     """The first sample of each kind that dense gets right, then further right ones, then any."""
     firsts = {samples[i].kind: i for i in reversed(range(len(samples))) if right[i]}
     order = [*sorted(firsts.values()), *(i for i in range(len(samples)) if right[i]), *range(len(samples))]
-    return list(dict.fromkeys(order))[:COLUMNS]
+    return list(dict.fromkeys(order))[:count]
 
 
 def _picture(runner: Runner, sample: Sample, tokens: int) -> tuple[Pixels, tuple[int, int]] | None:

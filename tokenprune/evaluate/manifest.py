@@ -14,6 +14,7 @@ from tokenprune.evaluate.run_folder import write_atomically
 MANIFEST = "manifest.json"
 VERSION = 1
 """Raised whenever the manifest changes its form."""
+_LISTS = ("tables", "figures", "images", "galleries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,13 @@ class Summary:
         title: a headline.
         columns: names of the columns; line breaks are allowed.
         rows: texts, one per column.
+        note: what the columns mean.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Manifest:
         tables: CSV files.
         figures: PNG files that belong beside the tables.
         images: PNG files to page through: samples, overlays.
+        galleries: JSON files with slides, as `tokenprune.evaluate.galleries` writes them.
+        conditions: under which the numbers were measured, in one line.
     """
 
     kind: str
@@ -71,6 +76,8 @@ class Manifest:
     tables: tuple[Item, ...] = ()
     figures: tuple[Item, ...] = ()
     images: tuple[Item, ...] = ()
+    galleries: tuple[Item, ...] = ()
+    conditions: str = ""
 
 
 def shell_line(arguments: Sequence[str]) -> str:
@@ -96,7 +103,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         ValueError: when it names a file that is not in the folder.
     """
-    for item in (*manifest.tables, *manifest.figures, *manifest.images):
+    for item in (*manifest.tables, *manifest.figures, *manifest.images, *manifest.galleries):
         if not (folder / item.file).is_file():
             raise ValueError(f"write_manifest: {item.file} is not in {folder}; write the files first")
     content = {"manifest_version": VERSION, **asdict(manifest)}
@@ -120,9 +127,9 @@ def read_manifest(folder: Path) -> Manifest:
         version = content.pop("manifest_version", None)
         if version != VERSION:
             raise ValueError(f"its version is {version!r}, this program reads {VERSION}")
-        items = {name: tuple(Item(**item) for item in content[name]) for name in ("tables", "figures", "images")}
+        items = {name: tuple(Item(**item) for item in content[name]) for name in _LISTS}
         summaries = tuple(
-            Summary(title=one["title"], columns=tuple(one["columns"]), rows=tuple(tuple(row) for row in one["rows"]))
+            Summary(**{**one, "columns": tuple(one["columns"]), "rows": tuple(tuple(row) for row in one["rows"])})
             for one in content["summaries"]
         )
         content |= {"findings": tuple(content["findings"]), "summaries": summaries, **items}

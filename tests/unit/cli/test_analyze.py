@@ -44,7 +44,7 @@ def test_each_analysis_prints_a_table_and_writes_its_files(
         assert word in out
     folder = tmp_path / f"analyze-{what}"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*files, *figures(what), "manifest.json", "run.json"]
+        [*files, *figures(what), "manifest.json", "report.html", "run.json"]
     )
     for name in files:
         assert len(rows(folder / name)) >= 3

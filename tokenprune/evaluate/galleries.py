@@ -1,0 +1,92 @@
+"""Galleries in a run folder: a JSON file with the slides, and a folder of the same name with the pictures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenprune.evaluate.overlay import Pixels
+from tokenprune.evaluate.page import Card, Picture, Slide, Word
+from tokenprune.evaluate.run_folder import write_atomically
+
+
+def jpeg(pixels: Pixels, alt: str, *, quality: int = 82) -> Picture:
+    """A picture for a card; JPEG, since overlays are photographs.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+        alt: what it shows, for readers who cannot see it.
+        quality: of the JPEG, 1 to 95.
+    """
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, optimize=True)
+    return Picture(data=buffer.getvalue(), alt=alt, kind="jpeg")
+
+
+def write_gallery(folder: Path, name: str, slides: Sequence[Slide]) -> str:
+    """Write slides as `<name>.json` and their pictures as `<name>/<slide>-<card>.jpeg`.
+
+    Args:
+        folder: the run folder.
+        name: of the gallery, a valid file name.
+        slides: what to write.
+
+    Returns:
+        The name of the JSON file, for the manifest.
+    """
+    (folder / name).mkdir(exist_ok=True)
+    content = []
+    for number, slide in enumerate(slides):
+        cards = []
+        for place, card in enumerate(slide.cards):
+            entry: dict[str, Any] = {"title": card.title, "lines": list(card.lines), "tone": card.tone}
+            entry |= {"mark": card.mark, "words": [[word.text, word.probability, word.changed] for word in card.words]}
+            if card.picture is not None:
+                file = f"{name}/{number:03d}-{place:02d}.{card.picture.kind}"
+                write_atomically(folder / file, card.picture.data)
+                entry |= {"picture": file, "alt": card.picture.alt}
+            cards.append(entry)
+        content.append({"title": slide.title, "lines": list(slide.lines), "cards": cards})
+    text = json.dumps({"slides": content}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(folder / f"{name}.json", text.encode())
+    return f"{name}.json"
+
+
+def read_gallery(folder: Path, file: str) -> list[Slide]:
+    """The slides of a gallery.
+
+    Raises:
+        ValueError: when the file or one of its pictures is missing or damaged.
+    """
+    try:
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
+        return [
+            Slide(
+                title=slide["title"],
+                lines=tuple(slide["lines"]),
+                cards=tuple(_card(folder, card) for card in slide["cards"]),
+            )
+            for slide in content["slides"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / file} cannot be read ({error}); run the command again") from None
+
+
+def _card(folder: Path, entry: dict[str, Any]) -> Card:
+    picture = None
+    if "picture" in entry:
+        path = folder / entry["picture"]
+        picture = Picture(data=path.read_bytes(), alt=entry["alt"], kind=path.suffix.lstrip("."))
+    words = tuple(Word(text=text, probability=p, changed=changed) for text, p, changed in entry["words"])
+    return Card(
+        title=entry["title"],
+        picture=picture,
+        words=words,
+        lines=tuple(entry["lines"]),
+        tone=entry["tone"],
+        mark=entry["mark"],
+    )

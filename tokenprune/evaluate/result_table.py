@@ -1,0 +1,129 @@
+"""The results table as text: the terminal and the report print the same cells."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from tokenprune.evaluate.manifest import Summary
+from tokenprune.evaluate.methods import CONTROLS, show_budget
+from tokenprune.evaluate.summary import STAGES, Row
+
+ANSWERS = ("Acc %", "vs Random [95% CI]", "Agree %", "R→W", "W→R")
+
+
+def results_summary(rows: Sequence[Row], *, metric: str) -> Summary:
+    """Every row with everything that the reporting contract asks for.
+
+    Args:
+        rows: the results table.
+        metric: its exact name.
+    """
+    columns: tuple[str, ...] = ("Method", "Budget", "Tokens", f"Acc %\n({metric})", *ANSWERS[1:])
+    columns += ("n", "Seeds", "Kept,\nleast-most", "Positions", "Reads of\nthe prompt", "Answer\ntokens")
+    columns += tuple(f"{stage.capitalize()}\nms" for stage in STAGES)
+    return Summary(
+        title="Results",
+        columns=columns,
+        rows=tuple(
+            (
+                row.method,
+                "-" if row.keep is None else show_budget(row.keep),
+                tokens_text(row),
+                *answers_text(row),
+                str(row.samples),
+                str(row.seeds),
+                "-".join(map(str, dict.fromkeys(row.tokens_range))),
+                row.positions,
+                row.text_source,
+                f"{row.output_tokens:.1f}",
+                *times_text(row),
+            )
+            for row in rows
+        ),
+        note=legend(rows),
+    )
+
+
+def kinds_summary(rows: Sequence[Row]) -> Summary:
+    """Accuracy by kind of question."""
+    return Summary(
+        title="Accuracy by kind of question, %",
+        columns=("Method", "Tokens", *(kind or "(none)" for kind in rows[0].kinds)),
+        rows=tuple(
+            (row.method, tokens_text(row), *(f"{100 * value:.0f}" for value in row.kinds.values())) for row in rows
+        ),
+    )
+
+
+def findings(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The table in sentences: per budget the best row, and what does not beat the controls."""
+    told = []
+    for _, group in groupby((row for row in rows if row.keep is not None), key=lambda row: repr(row.keep)):
+        members = list(group)
+        controls = [row for row in members if row.method in CONTROLS]
+        best = max(members, key=_accuracy)
+        text = f"At a budget of {show_budget(best.keep or 0)}: best is {best.method} with {_percent(best)}"
+        if controls:
+            control = max(controls, key=_accuracy)
+            text += "." if control is best else f"; the best control is {control.method} with {_percent(control)}."
+            behind = [
+                row.method
+                for row in members
+                if row.method not in CONTROLS and row.accuracy.value <= control.accuracy.value
+            ]
+            if behind:
+                text += f" Not better than that control: {', '.join(behind)}."
+        judged = [(row.method, row.difference) for row in members if row.difference is not None]
+        weak = [method for method, difference in judged if not difference.low > 0]
+        if weak:
+            text += f" The 95% interval of the difference to Random reaches 0 or less for {', '.join(weak)}."
+        told.append(text)
+    return tuple(told)
+
+
+def _accuracy(row: Row) -> float:
+    return row.accuracy.value
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row.accuracy.value:.1f}%"
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the columns mean, in a few lines."""
+    seeds = max(row.seeds for row in rows)
+    budgets = ", ".join(show_budget(row.keep) for row in rows if row.keep is not None and row.method == "random")
+    return (
+        f"Budgets: {budgets}. Tokens: visual tokens per image, mean over decoder layers. Bold: highest accuracy at "
+        "the budget. "
+        f"Random: mean ± standard deviation over {seeds} seeds. vs Random: points, paired bootstrap. "
+        "Agree: same answer as the dense model; "
+        "R→W, W→R: answers that turned from right to wrong and back (random: mean). "
+        "Times: median ms per question; vision is computed once per picture and shared."
+    )
+
+
+def tokens_text(row: Row) -> str:
+    """Kept tokens per image and their share."""
+    share = "" if row.keep is None else f" ({100 * row.tokens_out / row.tokens_in:.1f}%)"
+    return f"{row.tokens_out:.0f}{share}"
+
+
+def answers_text(row: Row) -> list[str]:
+    """The cells under `ANSWERS`."""
+    accuracy = f"{100 * row.accuracy.value:.1f}"
+    if row.seed_sd is not None:
+        accuracy += f" ±{100 * row.seed_sd:.1f}"
+    difference = (
+        "-" if row.difference is None else _signed(row.difference.value, row.difference.low, row.difference.high)
+    )
+    flips = ["-", "-"] if row.is_dense else [f"{row.right_to_wrong:.0f}", f"{row.wrong_to_right:.0f}"]
+    return [accuracy, difference, "-" if row.is_dense else f"{100 * row.agreement:.1f}", *flips]
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def times_text(row: Row) -> list[str]:
+    """Median milliseconds per question, one cell per stage."""
+    return ["-" if stage not in row.times else f"{row.times[stage].median:.2f}" for stage in STAGES]
