@@ -12,7 +12,13 @@ from tokenprune.strategy import PruningStrategy
 ENTRY_POINT_GROUP = "tokenprune.strategies"
 
 # Imported by name when first asked for: the registry is below these modules and must not depend on them.
-_BUILTIN_MODULES = ("tokenprune.alignment", "tokenprune.repmax", "tokenprune.presets", "tokenprune.baselines")
+_BUILTIN_MODULES = (
+    "tokenprune.alignment",
+    "tokenprune.repmax",
+    "tokenprune.presets",
+    "tokenprune.allocation",
+    "tokenprune.baselines",
+)
 _registered: dict[str, type[PruningStrategy]] = {}
 
 S = TypeVar("S", bound=type[PruningStrategy])

@@ -42,6 +42,8 @@ class Tokens:
         total: number of the image's original tokens; the base of every share. None means n.
         key: an int that identifies the image and nothing else (not its batch, order or dtype), so that a seeded random
             strategy draws differently for different images yet the same in any batch.
+        prompt: which prompt of the batch the image belongs to, for budgets that the images of a prompt share; None for
+            an image that is alone.
         cls_attention: float (h, n), attention of the vision tower's CLS token (or mean query) to the visual tokens, in
             the layer whose output the model uses (LLaVA-1.5: the last but one).
         cls_attention_first: float (h, n), the same in the tower's first layer.
@@ -82,6 +84,7 @@ class Tokens:
     index: Int[Tensor, " n"] | None = None
     total: int | None = None
     key: int | None = None
+    prompt: int | None = None
     cls_attention: Float[Tensor, "h n"] | None = None
     cls_attention_first: Float[Tensor, "h n"] | None = None
     vision_states: Float[Tensor, "n c"] | None = None

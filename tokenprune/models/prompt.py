@@ -88,6 +88,7 @@ class Prompt:
                 visual[i],
                 text=text[segment.row],
                 question=question[segment.row],
+                prompt=segment.row,
                 clip_text=clip_text[segment.row].to(embeds.device) if clip_text else None,
                 **vision.of(i, embeds.device),
             )
