@@ -7,6 +7,7 @@ from tokenprune.analysis.cross_scoring import CrossScores, cross_score
 from tokenprune.analysis.damage import AnswerRecord, DamageReport, analyse_damage, measure_damage
 from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, jaccard, overlap
 from tokenprune.analysis.images import AnalysedImage, bundled_images, stream_images
+from tokenprune.analysis.layers import LayerReport, LayerStates, analyse_layers, stream_layers
 from tokenprune.analysis.redundancy import (
     RedundancyMeasures,
     RedundancyReport,
@@ -28,6 +29,8 @@ __all__ = [
     "Controls",
     "CrossScores",
     "DamageReport",
+    "LayerReport",
+    "LayerStates",
     "Overlap",
     "RedundancyMeasures",
     "RedundancyReport",
@@ -38,6 +41,7 @@ __all__ = [
     "TurnsReport",
     "analyse_alignment",
     "analyse_damage",
+    "analyse_layers",
     "analyse_redundancy",
     "analyse_spatial",
     "analyse_turns",
@@ -55,4 +59,5 @@ __all__ = [
     "participation_ratio",
     "split_score",
     "stream_images",
+    "stream_layers",
 ]

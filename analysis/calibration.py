@@ -36,8 +36,8 @@ class Calibration:
     accuracy: npt.NDArray[np.float64]
 
     def plot(self, ax: "Axes", *, label: str = "", colour: str = "#0072B2") -> "Axes":
-        """Reliability diagram: accuracy over confidence; under the diagonal the model is too sure of itself."""
-        filled = self.counts > 0
+        """Accuracy over confidence in bins with 2% of the answers or more; under the diagonal it is too sure."""
+        filled = self.counts >= max(1.0, 0.02 * self.counts.sum())  # a bin of two answers says nothing
         ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle="--")
         ax.plot(self.confidence[filled], self.accuracy[filled], color=colour, linewidth=1.0, label=label)
         sizes = 8 + 90 * self.counts[filled] / self.counts.sum()

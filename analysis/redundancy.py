@@ -132,33 +132,35 @@ def analyse_redundancy(
     """
     if not settings:
         raise ValueError("analyse_redundancy: settings is empty; give at least one, for example Controls()")
-    tallies = [_Tally() for _ in settings]
+    tallies = [RedundancyTally() for _ in settings]
     ids: list[str] = []
     for image in images:
         if image.tokens.text is None:
             raise ValueError(f"analyse_redundancy: image {image.id!r} has no Tokens.text; give the prompt's embeddings")
         ids.append(image.id)
         for controls, tally in zip(settings, tallies, strict=True):
-            tally.add(_controlled((image.tokens.visual, image.tokens.text), image.id, controls, tau))
+            tally.add(controlled_redundancy((image.tokens.visual, image.tokens.text), image.id, controls, tau))
     return [tally.report(controls, tau, ids) for controls, tally in zip(settings, tallies, strict=True)]
 
 
 _Measured = tuple[RedundancyMeasures, npt.NDArray[np.float64]]
 
 
-class _Tally:
-    """What one setting has measured so far."""
+class RedundancyTally:
+    """What one setting has measured so far; of each image only numbers are kept."""
 
     def __init__(self) -> None:
         self.sides: tuple[list[RedundancyMeasures], list[RedundancyMeasures]] = ([], [])
         self.histogram = np.zeros((2, BINS))
 
     def add(self, results: list[_Measured]) -> None:
+        """Take in one image: both sides, from `controlled_redundancy`."""
         for side, (measured, shares) in enumerate(results):
             self.sides[side].append(measured)
             self.histogram[side] += shares
 
     def report(self, controls: Controls, tau: float, ids: Sequence[str]) -> RedundancyReport:
+        """Means and intervals over the images `ids`."""
         visual, text = (summarise(side, ids) for side in self.sides)
         pairs = list(zip(*self.sides, strict=True))
         return RedundancyReport(
@@ -174,7 +176,18 @@ class _Tally:
         )
 
 
-def _controlled(clouds: tuple[Tensor, Tensor], name: str, controls: Controls, tau: float) -> list[_Measured]:
+def controlled_redundancy(clouds: tuple[Tensor, Tensor], name: str, controls: Controls, tau: float) -> list[_Measured]:
+    """Both sides of one image, measured with the confounders taken out.
+
+    Args:
+        clouds: visual and text tokens, (n, d) and (m, d).
+        name: of the image; the draw of a subsample depends on it.
+        controls: what to take out.
+        tau: see `measure_redundancy`.
+
+    Raises:
+        ValueError: when one side has fewer than two (distinct) tokens.
+    """
     raw = [cloud.detach().double() for cloud in clouds]
     if controls.unique:
         raw = [torch.unique(cloud + 0.0, dim=0) for cloud in raw]  # + 0.0: a negative zero equals a positive one

@@ -29,6 +29,8 @@ ANALYSES = {
 _EPILOG = """\
 examples:   tokenprune analyze alignment
             tokenprune analyze diagnostics --strategy "greedy_repmax(keep=64)" --strategy "divprune(keep=64)"
+            tokenprune analyze damage --strategy "trim_tokenator(keep=64)" --count 100
+            tokenprune analyze redundancy --layers
             tokenprune analyze redundancy --model llava-hf/llava-1.5-7b-hf --data my_questions --count 100
 """
 
@@ -58,6 +60,9 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
     parser.add_argument(
         "--tau", type=float, default=0.9, metavar="X", help="redundancy: cosine of near-duplicates (default 0.9)"
     )
+    parser.add_argument(
+        "--layers", action="store_true", help="redundancy: in front of every layer of the language model"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="damage: seeds of random ones (default 3)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions per batch (default 16)")
     parser.add_argument(
@@ -81,12 +86,14 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
     if not -1.0 < args.tau < 1.0:
         raise ValueError(f"--tau must lie between -1 and 1, got {args.tau}")
+    if args.layers and args.what != "redundancy":
+        raise ValueError(f"--layers belongs to redundancy, not to {args.what}; leave it out")
     if args.strategy and args.what == "redundancy":
         raise ValueError("--strategy: redundancy looks at tokens before any strategy; leave it out")
     for package in ("matplotlib", "statsmodels"):  # before any work
         need(package)
     strategies = [parse(text) for text in args.strategy or ()]
-    folder = args.out.expanduser() / f"analyze-{args.what}"
+    folder = args.out.expanduser() / (f"analyze-{args.what}-layers" if args.layers else f"analyze-{args.what}")
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_model(args)
     with need("matplotlib").rc_context(STYLE):
@@ -100,6 +107,10 @@ def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Seque
     from tokenprune.cli.analyses import RUN, default_strategies
     from tokenprune.cli.answer_analyses import RUN_ANSWERS, read_request
 
+    if args.layers:
+        from tokenprune.cli.layer_analysis import layers
+
+        return layers(read_request(args, loaded, strategies, 60))
     if args.what in RUN_ANSWERS:
         analyse, count = RUN_ANSWERS[args.what]
         return analyse(read_request(args, loaded, strategies, count))

@@ -84,7 +84,7 @@ def ask_batches(
     for start in range(0, len(samples), batch_size):
         part = tuple(samples[start : start + batch_size])
         with torch.no_grad():
-            inputs = _on_device(processed(loaded.processor, part), loaded)
+            inputs = on_device(processed(loaded.processor, part), loaded)
             count = sum(len(sample.images) for sample in part)
             vision = adapter.encode(take_images(inputs, adapter.modality_keys, count, range(count)), want=want)
             prompt = build_prompt(adapter, inputs, vision)
@@ -105,7 +105,7 @@ def ask_again(loaded: LoadedModel, batch: AskedBatch, questions: Sequence[tuple[
         for sample, (text, answers) in zip(batch.samples, questions, strict=True)
     )
     with torch.no_grad():
-        inputs = _on_device(processed(loaded.processor, samples), loaded)
+        inputs = on_device(processed(loaded.processor, samples), loaded)
         prompt = build_prompt(adapter_for(loaded.model), inputs, batch.vision)
     return AskedBatch(samples=samples, units=batch.units, prompt=prompt, vision=batch.vision)
 
@@ -165,7 +165,8 @@ def answer(
     ]
 
 
-def _on_device(inputs: Mapping[str, Any], loaded: LoadedModel) -> dict[str, Any]:
+def on_device(inputs: Mapping[str, Any], loaded: LoadedModel) -> dict[str, Any]:
+    """The processor's tensors on the model's device, floating ones in its dtype."""
     device, dtype = loaded.model.device, loaded.model.dtype
     return {
         name: value.to(device, dtype) if value.is_floating_point() else value.to(device)

@@ -97,3 +97,14 @@ def test_wrong_input_names_the_way_out(
 ) -> None:
     assert main(["analyze", *argv, "--device", "cpu", "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_redundancy_layer_by_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze", "redundancy", "--layers", "--count", "2", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert "behind the last layer" in capsys.readouterr().out
+    folder = tmp_path / "analyze-redundancy-layers"
+    table = rows(folder / "layers.csv")
+    assert {row["layer"] for row in table} == {"0", "1", "2", "3", "4"}
+    assert {row["side"] for row in table} == {"visual", "text", "difference"}
+    assert read_manifest(folder).figures[0].file == "layers.png"
+    assert main(["analyze", "spatial", "--layers", "--out", str(tmp_path)]) == 2
