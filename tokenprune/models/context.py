@@ -157,6 +157,9 @@ class _Session:
             stack.callback(self.inside.close)
             stack.callback(self.model.register_forward_hook(self.inside.after_forward, always_call=True).remove)
             hooks.extend(self.inside.hooks())
+        if "flash" in (self.adapter.decoder.config._attn_implementation or ""):
+            # Behind the others, which count from these positions.
+            hooks.extend((layer, self.on_flash_layer) for layer in self.adapter.decoder_layers)
         for module, hook in hooks:
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
@@ -183,6 +186,18 @@ class _Session:
                 "not be pruned; call model.generate(...) or model(...) on the model given to prune, with input_ids and "
                 "pixel_values, and do other work with the tower outside the context"
             )
+
+    def on_flash_layer(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Keeps gaps in positions from FlashAttention, which would take one prompt for several packed ones.
+
+        Attention gets its positions from the rotary embedding. With a cache that is not empty the packed path is wrong:
+        it takes the lengths of the keys from the queries.
+        """
+        if not self.generating or kwargs.get("position_ids") is None:
+            return None
+        return args, {**kwargs, "position_ids": None}
 
     @contextmanager
     def encoding(self) -> Iterator[None]:

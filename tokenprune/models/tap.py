@@ -80,7 +80,7 @@ def tap(module: nn.Module, read: Reader) -> Iterator[list[Any]]:
         )
     original = module.config
     changed = copy.copy(original)
-    changed._attn_implementation = TAP  # type: ignore[union-attr]
+    changed._attn_implementation = _name(original._attn_implementation)  # type: ignore[union-attr,arg-type]
     opened = Tap(read, original._attn_implementation)  # type: ignore[union-attr,arg-type]
     _open[module] = opened
     module.config = changed
@@ -131,8 +131,23 @@ def _tapped(
     opened.seen.append(opened.read(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling))
     eager = sys.modules[type(module).__module__].eager_attention_forward
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(opened.backend, eager)
-    result: tuple[Tensor, Tensor | None] = backend(module, query, key, value, attention_mask, **kwargs)
+    config: Any = module.config  # our copy
+    name = config._attn_implementation
+    config._attn_implementation = opened.backend  # flash looks up its kernels by this name
+    try:
+        result: tuple[Tensor, Tensor | None] = backend(module, query, key, value, attention_mask, **kwargs)
+    finally:
+        config._attn_implementation = name
     return result
+
+
+def _name(backend: str) -> str:
+    """A name for the attention function that models take for flash when the backend is flash."""
+    if "flash" not in (backend or ""):
+        return TAP
+    name = f"{TAP}_{backend.replace('/', '_')}"
+    AttentionInterface.register(name, _tapped)
+    return name
 
 
 AttentionInterface.register(TAP, _tapped)
