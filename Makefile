@@ -12,11 +12,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test check docs bench gpu clean
+.PHONY: help demo test test-matrix check docs bench gpu clean
 
 help:
 	@echo "make demo   install, then compare pruning strategies on the bundled model and real images"
 	@echo "make test   install, then run every test that needs no GPU"
+	@echo "make test-matrix  run every model family with every backend, position policy, batch shape and cache"
 	@echo "make check  lint, format, types, import layers, documentation build"
 	@echo "make docs   build the documentation site into site/"
 	@echo "make bench  run every benchmark, about an hour, into benchmarks/results/"
@@ -40,7 +41,10 @@ demo: $(RUN_STAMP)
 	$(BIN)/tokenprune compare
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not matrix"
+
+test-matrix: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m matrix tests
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -25,12 +25,13 @@ class Adapter(ABC):
 
     Attributes:
         model_types: values of `model.config.model_type` that it serves.
-        modality_keys: arguments of `generate` and `forward` that are used up before the language model (pixels, sizes);
-            the first one carries the images.
+        modality_keys: arguments of `generate` and `forward` that are used up before the language model (pixels, sizes).
+        visual_keys: those of them that carry images or videos.
         length_keys: further arguments with one entry per prompt column, to be cut like the prompt (token types).
         sites: where strategies can act: "projector"; "decoder" for language models whose layers take `attention_mask`
             and `position_embeddings` by name and whose masks are plain causal ones, with `rotary_emb` and `norm` beside
             `layers`; later also "tower".
+        reasons: for sites, fields of `Tokens` and "video" that the family does not support, why.
         decoder_signals: fields of `Tokens` that stages inside the language model can get besides.
         signals: fields of `Tokens` that it can supply beside `visual`.
         model: the whole model, with `generate`.
@@ -39,7 +40,9 @@ class Adapter(ABC):
 
     model_types: ClassVar[frozenset[str]]
     modality_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    visual_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
     length_keys: ClassVar[tuple[str, ...]] = ()
+    reasons: ClassVar[Mapping[str, str]] = {}
     sites: ClassVar[frozenset[str]] = frozenset({"projector"})
     decoder_signals: ClassVar[frozenset[str]] = frozenset(DECODER_SIGNALS)
 
@@ -93,6 +96,14 @@ class Adapter(ABC):
     def signals(self) -> frozenset[str]:
         """Fields of `Tokens` beside `visual` that `encode` and the prompt can supply for this model."""
         return frozenset({"text", "question", "grid", "key"})
+
+    def has_visual(self, call: Mapping[str, Any]) -> bool:
+        """Whether a call of the model brings images or videos."""
+        return any(call.get(name) is not None for name in self.visual_keys)
+
+    def because(self, name: str) -> str:
+        """The reason why a site or field is not supported, as the end of a sentence; empty when none is given."""
+        return f", because {self.reasons[name]}" if name in self.reasons else ""
 
     @abstractmethod
     def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:

@@ -228,7 +228,7 @@ class _Session:
         ids = check_ids(call)
         cache = call.get("past_key_values")
         state = state_of(cache)
-        if state is None and call.get(self.adapter.modality_keys[0]) is None:
+        if state is None and not self.adapter.has_visual(call):
             self.check_plain(ids)
             self.record.add_plain("generate", (ids.shape[0], ids.shape[1]))
             with self.own_generate():
@@ -332,12 +332,12 @@ class _Session:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Stands before `model.forward`: prunes direct calls, lets the steps of `generate` through."""
         call = _named(self.forward_signature, args, kwargs) if args else kwargs
-        if self.generating and call.get(self.adapter.modality_keys[0]) is None:
+        if self.generating and not self.adapter.has_visual(call):
             return None
         refuse_embeddings(call, what="a forward")
         ids = check_ids(call)
         cache = call.get("past_key_values")
-        if call.get(self.adapter.modality_keys[0]) is None:
+        if not self.adapter.has_visual(call):
             self.check_plain(ids)
             self.check_step(ids, call)
             self.record.add_plain("forward", (ids.shape[0], ids.shape[1]))

@@ -6,10 +6,18 @@ from torch import nn
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.llava import LlavaAdapter
+from tokenprune.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
+from tokenprune.models.shuffled import IdeficsAdapter, InternVLAdapter
 
 ENTRY_POINT_GROUP = "tokenprune.adapters"
 
-_BUILTIN: tuple[type[Adapter], ...] = (LlavaAdapter,)
+_BUILTIN: tuple[type[Adapter], ...] = (
+    LlavaAdapter,
+    LlavaNextAdapter,
+    LlavaOnevisionAdapter,
+    InternVLAdapter,
+    IdeficsAdapter,
+)
 _registered: list[type[Adapter]] = []
 
 

@@ -114,7 +114,7 @@ def _encoded(
     encoding: AbstractContextManager[object] | None,
     want: Collection[str],
 ) -> Vision | None:
-    if inputs.get(adapter.modality_keys[0]) is None:
+    if not adapter.has_visual(inputs):
         return None
     with encoding or nullcontext():
         return see(adapter, inputs, plan.strategy.needs | plan.strategy.uses | frozenset(want))
@@ -194,6 +194,6 @@ def check_placeholders(adapter: Adapter, prompt: Prompt) -> None:
 def raise_missing_pixels(adapter: Adapter) -> None:
     """Raise: placeholders came without the images."""
     raise ValueError(
-        f"prune: the prompt has image placeholders but {adapter.modality_keys[0]} is missing; pass everything that the "
-        "processor returned, or a prompt without placeholders"
+        f"prune: the prompt has image placeholders but {' or '.join(adapter.visual_keys)} is missing; "
+        "pass everything that the processor returned, or a prompt without placeholders"
     )

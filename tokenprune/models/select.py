@@ -41,7 +41,8 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
         if stage.site not in adapter.sites:
             raise UnsupportedError(
                 f"prune: {stage!r} acts at the {stage.site!r} site, but {family} can be pruned at "
-                f"{', '.join(map(repr, sorted(adapter.sites)))} only; choose a strategy of that site"
+                f"{', '.join(map(repr, sorted(adapter.sites)))} only{adapter.because(stage.site)}; "
+                "choose a strategy of that site"
             )
         if stage.site == "decoder":
             _check_decoder_stage(stage, adapter)
@@ -61,7 +62,8 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
             raise UnsupportedError(
                 f"prune: {stage!r} needs Tokens.{missing[0]}, which {family} cannot supply "
                 f"{'inside' if stage.site == 'decoder' else 'before'} its language model "
-                f"(it has {', '.join(sorted(supplied))}); choose a strategy that does without it"
+                f"(it has {', '.join(sorted(supplied))}){adapter.because(missing[0])}; "
+                "choose a strategy that does without it"
             )
 
 

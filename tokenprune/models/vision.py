@@ -1,6 +1,6 @@
 """What the vision side of a model says about a batch of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,3 +100,26 @@ def image_keys(pixels: Float[Tensor, "images *shape"]) -> tuple[int, ...]:
     place = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _MULTIPLIER
     weights = (place ^ (place >> 29)) * _MULTIPLIER | 1
     return tuple(((bits + 1) * weights).sum(1).tolist())
+
+
+def combined_keys(keys: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
+    """One number per image from those of its tiles, which depends on their order.
+
+    Args:
+        keys: of all tiles, from `image_keys`.
+        counts: tiles of each image.
+
+    Examples:
+        >>> combined_keys([5, 7, 9], [1, 2])[0] == 5
+        True
+        >>> combined_keys([7, 9], [2]) == combined_keys([9, 7], [2])
+        False
+    """
+    found, start = [], 0
+    for count in counts:
+        total = 0
+        for key in keys[start : start + count]:
+            total = total * _MULTIPLIER + key
+        found.append((total + 2**63) % 2**64 - 2**63)
+        start += count
+    return tuple(found)

@@ -3,6 +3,7 @@
 from tokenprune.testing.contract import ContractError, check_strategy
 from tokenprune.testing.random_tokens import random_tokens
 from tokenprune.testing.reference import Reference, reference_logits
+from tokenprune.testing.tiny_families import tiny_families, tiny_model
 from tokenprune.testing.tiny_models import random_image, tiny_llava
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "random_image",
     "random_tokens",
     "reference_logits",
+    "tiny_families",
     "tiny_llava",
+    "tiny_model",
 ]

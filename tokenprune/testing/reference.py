@@ -1,10 +1,10 @@
 """A slow generator that knows nothing of padding, caches or this package: what pruned models are compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -13,6 +13,13 @@ class Reference(NamedTuple):
 
     logits: Float[Tensor, "steps v"]
     tokens: Int[Tensor, " steps"]
+
+
+Forward = Callable[
+    [Float[Tensor, "n d"], Bool[Tensor, "n n"], Int[Tensor, "*axes n"], Sequence[int]], Float[Tensor, " v"]
+]
+"""From the columns that are there, which of them each one sees, their positions and their columns in the dense prompt
+(from its length on for generated tokens) to the logits behind the last one."""
 
 
 def reference_logits(
@@ -25,6 +32,9 @@ def reference_logits(
     steps: int = 4,
     tokens: Int[Tensor, " steps"] | None = None,
     masked: bool = False,
+    places: Int[Tensor, "*axes l"] | None = None,
+    placeholders: Collection[int] | None = None,
+    forward: Forward | None = None,
 ) -> Reference:
     """Decode one prompt by running the language model over everything again for each token.
 
@@ -42,35 +52,55 @@ def reference_logits(
         tokens: feed these instead of the greedy ones (for comparing logits after a different choice).
         masked: leave dropped tokens in their places and mask them instead of removing them; needs "original" positions
             and ascending indices.
+        places: positions of the dense prompt, with axes in front for models with several; default 0, 1, 2, ...
+        placeholders: ids that visual tokens replace; default the model's image token.
+        forward: runs the language model on what is there; default for models with causal masks.
 
     Returns:
         Logits of every step and the greedy tokens.
     """
     if masked and positions != "original":
         raise ValueError(f"reference_logits: masked=True needs positions='original', got {positions!r}")
-    embeds, places, visible = _lay_out(model, ids, features, kept, masked=masked)
+    dense = torch.arange(len(ids)) if places is None else places.cpu()
+    tokens_of_images = {int(model.config.image_token_id)} if placeholders is None else set(placeholders)
+    embeds, columns, visible = _lay_out(model, ids, features, kept, tokens_of_images, masked=masked)
+    where = dense[..., columns]
     if positions == "compact":
-        places = list(range(len(places)))
+        where = (dense[..., :1] + torch.arange(len(columns))).expand(where.shape)
+    run = _causal_forward(model) if forward is None else forward
     logits, chosen = [], []
     for step in range(steps):
         length = len(embeds)
         seen = torch.ones(length, length, dtype=torch.bool).tril() & torch.tensor(visible)
         seen |= torch.eye(length, dtype=torch.bool)  # a masked token sees itself, lest its row of the softmax be empty
-        block = torch.zeros(length, length, dtype=embeds[0].dtype).masked_fill(~seen, torch.finfo(embeds[0].dtype).min)
         with torch.no_grad():
-            output = model(
-                inputs_embeds=torch.stack(embeds)[None],
-                attention_mask=block[None, None].to(embeds[0].device),
-                position_ids=torch.tensor([places], device=embeds[0].device),
-                use_cache=False,
-            )
-        logits.append(output.logits[0, -1].float().cpu())
+            logits.append(run(torch.stack(embeds), seen, where, columns).float().cpu())
         chosen.append(logits[-1].argmax())
         following = chosen[-1] if tokens is None else tokens[step].cpu()
         embeds.append(model.get_input_embeddings()(following.to(embeds[0].device)).detach())
-        places.append(places[-1] + 1)
+        where = torch.cat([where, where[..., -1:] + 1], dim=-1)
+        columns.append(len(ids) + step)
         visible.append(True)
     return Reference(torch.stack(logits), torch.stack(chosen))
+
+
+def _causal_forward(model: Any) -> Forward:  # noqa: ANN401
+    def run(embeds: Tensor, seen: Tensor, places: Tensor, columns: Sequence[int]) -> Tensor:
+        output = model(
+            inputs_embeds=embeds[None],
+            attention_mask=additive(seen, embeds.dtype).to(embeds.device),
+            position_ids=places[None].to(embeds.device),
+            use_cache=False,
+        )
+        logits: Tensor = output.logits[0, -1]
+        return logits
+
+    return run
+
+
+def additive(seen: Bool[Tensor, "n n"], dtype: torch.dtype) -> Float[Tensor, "1 1 n n"]:
+    """A mask to add to attention logits: 0 where a column is seen, the lowest number elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
 
 
 def _lay_out(
@@ -78,31 +108,35 @@ def _lay_out(
     ids: Tensor,
     features: Sequence[Tensor],
     kept: Sequence[Tensor],
+    placeholders: Collection[int],
     *,
     masked: bool,
 ) -> tuple[list[Tensor], list[int], list[bool]]:
-    """Embedding, original position and visibility of every column that stays."""
+    """Embedding, column in the dense prompt and visibility of every column that stays."""
     table = model.get_input_embeddings()
     embeds: list[Tensor] = []
-    places: list[int] = []
+    columns: list[int] = []
     visible: list[bool] = []
     image = token = 0
     queue: list[int] = []  # kept tokens of the current image that have not entered yet
-    for column, value in enumerate(ids.tolist()):
-        if value != model.config.image_token_id:
+    places: list[int] = []  # columns of the current image
+    visual = [column for column, value in enumerate(ids.tolist()) if value in placeholders]
+    for column in range(len(ids)):
+        if column not in visual:
             embeds.append(table(ids[column]).detach())
-            places.append(column)
+            columns.append(column)
             visible.append(True)
             continue
         if token == 0:
-            first, queue = column, kept[image].tolist()
+            start = visual.index(column)
+            places, queue = visual[start : start + len(features[image])], kept[image].tolist()
         stays = token in kept[image].tolist()
         if stays or masked:
             source = queue.pop(0) if stays else token
             embeds.append(features[image][source].detach().to(embeds[0]))
-            places.append(first + source)
+            columns.append(places[source])
             visible.append(stays)
         token += 1
         if token == len(features[image]):
             image, token = image + 1, 0
-    return embeds, places, visible
+    return embeds, columns, visible

@@ -93,7 +93,7 @@ def tiny_llava(
         vision_feature_select_strategy="default",
     )
     config._attn_implementation = attn_implementation
-    model = _seeded(lambda: LlavaForConditionalGeneration(config), seed)
+    model = seeded(lambda: LlavaForConditionalGeneration(config), seed)
     _widen(model, seed)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
@@ -128,7 +128,8 @@ def _make_inputs(prompts: Sequence[str], *, padding_side: str = "left") -> dict[
     return {**inputs, "pixel_values": torch.stack(images)} if images else inputs
 
 
-def _seeded(build: Callable[[], Any], seed: int) -> Any:  # noqa: ANN401
+def seeded(build: Callable[[], Any], seed: int) -> Any:  # noqa: ANN401
+    """What `build` makes under a seed; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
