@@ -2,6 +2,7 @@
 
 from tokenprune.analysis.alignment import AlignmentMeasures, AlignmentReport, analyse_alignment, measure_alignment
 from tokenprune.analysis.calibration import Calibration, measure_calibration
+from tokenprune.analysis.cases import Case, Told, case_slide, different, most_changed, study_cases
 from tokenprune.analysis.controls import NO_CONTROLS, Controls
 from tokenprune.analysis.cross_scoring import CrossScores, cross_score
 from tokenprune.analysis.damage import AnswerRecord, DamageReport, analyse_damage, measure_damage
@@ -26,6 +27,7 @@ __all__ = [
     "AnalysedImage",
     "AnswerRecord",
     "Calibration",
+    "Case",
     "Controls",
     "CrossScores",
     "DamageReport",
@@ -38,6 +40,7 @@ __all__ = [
     "SelectionDiagnostics",
     "SpatialMeasures",
     "SpatialReport",
+    "Told",
     "TurnsReport",
     "analyse_alignment",
     "analyse_damage",
@@ -46,8 +49,10 @@ __all__ = [
     "analyse_spatial",
     "analyse_turns",
     "bundled_images",
+    "case_slide",
     "cross_score",
     "diagnose",
+    "different",
     "effective_rank",
     "jaccard",
     "measure_alignment",
@@ -55,9 +60,11 @@ __all__ = [
     "measure_damage",
     "measure_redundancy",
     "measure_spatial",
+    "most_changed",
     "overlap",
     "participation_ratio",
     "split_score",
     "stream_images",
     "stream_layers",
+    "study_cases",
 ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ANALYSES = {
     "alignment": "does stage 1 read the question, or does it drop the largest norms?",
+    "cases": "what each method kept and what the model then said, word by word, on the most changed samples",
     "damage": "flips, probabilities, calibration, hard and easy samples, a second question",
     "diagnostics": "every method's kept set under every objective, and how much the sets share",
     "redundancy": "visual against text tokens: cosines, near-duplicates, rank",
@@ -63,6 +64,13 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
     parser.add_argument(
         "--layers", action="store_true", help="redundancy: in front of every layer of the language model"
     )
+    parser.add_argument(
+        "--sample",
+        action="append",
+        metavar="ID",
+        help="cases: a sample to show; repeatable (else the most changed)",
+    )
+    parser.add_argument("--cases", type=int, default=8, metavar="N", help="cases: how many are shown (default 8)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="damage: seeds of random ones (default 3)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions per batch (default 16)")
     parser.add_argument(
@@ -80,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from tokenprune.evaluate.figures import STYLE
     from tokenprune.parsing import parse
 
-    for name in ("count", "seeds", "batch_size", "max_new_tokens"):
+    for name in ("count", "cases", "seeds", "batch_size", "max_new_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
@@ -90,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--layers belongs to redundancy, not to {args.what}; leave it out")
     if args.strategy and args.what == "redundancy":
         raise ValueError("--strategy: redundancy looks at tokens before any strategy; leave it out")
-    for package in ("matplotlib", "statsmodels"):  # before any work
+    for package in ("matplotlib", "statsmodels", "jinja2"):  # before any work
         need(package)
     strategies = [parse(text) for text in args.strategy or ()]
     folder = args.out.expanduser() / (f"analyze-{args.what}-layers" if args.layers else f"analyze-{args.what}")
@@ -106,13 +114,15 @@ def run(args: argparse.Namespace) -> int:
 def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Sequence[PruningStrategy]") -> "Outcome":
     from tokenprune.cli.analyses import RUN, default_strategies
     from tokenprune.cli.answer_analyses import RUN_ANSWERS, read_request
+    from tokenprune.cli.case_studies import cases
 
     if args.layers:
         from tokenprune.cli.layer_analysis import layers
 
         return layers(read_request(args, loaded, strategies, 60))
-    if args.what in RUN_ANSWERS:
-        analyse, count = RUN_ANSWERS[args.what]
+    with_answers = {**RUN_ANSWERS, "cases": (cases, 40)}
+    if args.what in with_answers:
+        analyse, count = with_answers[args.what]
         return analyse(read_request(args, loaded, strategies, count))
     used = strategies or default_strategies(args.what)
     return RUN[args.what](_watched(_images(args, loaded, used)), used, args.tau)

@@ -1,13 +1,15 @@
 """`Outcome`: what an analysis gives, and how it becomes a run folder with a manifest."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.analysis.intervals import show
 from tokenprune.evaluate.extras import need
+from tokenprune.evaluate.galleries import write_gallery
 from tokenprune.evaluate.manifest import Item, Manifest, Summary, csv_bytes, write_manifest
+from tokenprune.evaluate.page import Slide
 from tokenprune.evaluate.run_folder import write_atomically
 from tokenprune.evaluate.run_report import write_report
 from tokenprune.evaluate.statistics import Interval
@@ -29,7 +31,8 @@ class Outcome:
         tables: title, headers and rows, printed.
         files: CSV files by name, as rows.
         figures: PNG files by name, drawn.
-        notes: what one sees in a file, by its name.
+        galleries: slides by name, to page through.
+        notes: what one sees in a file or gallery, by its name.
         images: how many images there were.
         findings: sentences, printed under the tables.
         strategies: texts of the strategies that ran.
@@ -40,6 +43,7 @@ class Outcome:
     tables: Sequence[Table]
     files: Mapping[str, Sequence[Sequence[object]]]
     figures: Mapping[str, "Figure"]
+    galleries: Mapping[str, Sequence[Slide]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     images: int
     findings: Sequence[str] = ()
@@ -65,6 +69,10 @@ def write_outcome(
         write_atomically(folder / name, csv_bytes(rows))
     for name, figure in outcome.figures.items():
         write_atomically(folder / name, to_png(figure))
+    galleries = tuple(
+        replace(_item(name, outcome), file=write_gallery(folder, name, slides))
+        for name, slides in outcome.galleries.items()
+    )
     manifest = Manifest(
         kind=kind,
         title=outcome.title,
@@ -77,6 +85,7 @@ def write_outcome(
         ),
         tables=tuple(_item(name, outcome) for name in outcome.files),
         figures=tuple(_item(name, outcome) for name in outcome.figures),
+        galleries=galleries,
     )
     write_manifest(folder, manifest)
     write_report(folder)

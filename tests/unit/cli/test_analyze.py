@@ -60,6 +60,23 @@ def test_each_analysis_prints_a_table_and_writes_its_files(
     assert all(len(row) == len(summary.columns) for summary in manifest.summaries for row in summary.rows)
 
 
+def test_cases_are_shown_with_pictures_and_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["analyze", "cases", "--count", "3", "--device", "cpu", "--strategy", "random(keep=2)"]
+    assert main([*base, "--cases", "2", "--out", str(tmp_path)]) == 0
+    assert "of 3 samples" in capsys.readouterr().out
+    folder = tmp_path / "analyze-cases"
+    found = rows(folder / "cases.csv")
+    assert len(found) == 6  # three samples, dense and one strategy
+    assert len(list((folder / "cases").glob("*.jpeg"))) == 4
+    page = (folder / "report.html").read_text()
+    assert page.count('class="slide"') == 2
+    assert 'class="word changed"' in page
+    assert main([*base, "--sample", found[2]["sample"], "--out", str(tmp_path / "chosen")]) == 0
+    assert len(rows(tmp_path / "chosen" / "analyze-cases" / "cases.csv")) == 2
+    assert main([*base, "--sample", "nobody", "--out", str(tmp_path)]) == 2
+    assert "--sample nobody: no such id among 3 samples" in capsys.readouterr().err
+
+
 def test_another_model_and_data_set_and_strategies_of_ones_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
