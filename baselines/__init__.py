@@ -14,10 +14,12 @@ from tokenprune.baselines.trim import TRIM
 from tokenprune.baselines.uniform import UniformGrid
 from tokenprune.baselines.visionzip import VisionZip
 from tokenprune.baselines.vispruner import VisPruner
+from tokenprune.baselines.vtw import VTW
 
 __all__ = [
     "DART",
     "TRIM",
+    "VTW",
     "CDPruner",
     "DivPrune",
     "FastV",

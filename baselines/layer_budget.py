@@ -8,11 +8,19 @@ The functions count tokens that a layer really processes. SparseVLM's own figure
 layer and come out lower: 192.0, 128.6 and 64.8 for its schedules, where 206.5, 145.4 and 82.3 are processed.
 """
 
+import math
 from collections.abc import Sequence
 
 from tokenprune.baselines.scoring import check_count
 
-__all__ = ["fastv_keep_for", "layer_average", "pyramiddrop_ratio_for", "tokens_entering", "tome_merges_for"]
+__all__ = [
+    "fastv_keep_for",
+    "layer_average",
+    "layers_at_depth",
+    "pyramiddrop_ratio_for",
+    "tokens_entering",
+    "tome_merges_for",
+]
 
 
 def tokens_entering(n: int, layers: int, stages: Sequence[tuple[int, int]]) -> list[int]:
@@ -40,6 +48,40 @@ def tokens_entering(n: int, layers: int, stages: Sequence[tuple[int, int]]) -> l
         left = ahead.get(layer, left)
         entering.append(left)
     return entering
+
+
+def layers_at_depth(layers: Sequence[int], depth: int, *, of: int = 32) -> tuple[int, ...]:
+    """Layers that were chosen for one model, at the same share of the depth of a shallower one.
+
+    Shares are rounded half up, then moved as little as needed so that they ascend within 1..depth - 1. In a model that
+    is as deep or deeper they stay what they are, as in the authors' programs.
+
+    Args:
+        layers: first layer of each stage, ascending, at least 1.
+        depth: decoder layers of the model at hand.
+        of: decoder layers of the model that the layers were chosen for.
+
+    Raises:
+        ValueError: when the model has too few layers for so many stages.
+
+    Examples:
+        >>> layers_at_depth((3, 7, 16), 32), layers_at_depth((3, 7, 16), 16), layers_at_depth((3, 7, 16), 4)
+        ((3, 7, 16), (2, 4, 8), (1, 2, 3))
+    """
+    if depth >= of:
+        return tuple(layers)
+    if depth <= len(layers):
+        raise ValueError(
+            f"layers_at_depth: {len(layers)} stages need at least {len(layers) + 1} decoder layers, but there are "
+            f"{depth}; give fewer layers by hand"
+        )
+    scaled: list[int] = []
+    for layer in layers:
+        scaled.append(max(math.floor(layer * depth / of + 0.5), scaled[-1] + 1 if scaled else 1))
+    behind = depth
+    for stage in reversed(range(len(scaled))):
+        behind = scaled[stage] = min(scaled[stage], behind - 1)
+    return tuple(scaled)
 
 
 def layer_average(entering: Sequence[int]) -> float:

@@ -8,18 +8,26 @@ $\eta$ (LLaVA-1.5-7B 0.003, 13B 0.0005, LLaVA-NeXT-7B 0.0001).
 Paper: VTW, AAAI 2025 (arXiv 2405.05803). The rule is that of the authors' code at commit 34a41991; there is nothing
 to select, hence no vectors. Positions stay the original ones by default; renumbering is an option of the program.
 
-Deviations: KL in float32 from log-softmaxes; a search that finds no layer raises an error.
+Deviations: KL in float32 from log-softmaxes; a search that finds no layer raises an error. Without a layer given the
+strategy takes 15 of 32, and in a shallower model the layer at the same share of its depth. The program removes
+positions 35 to 610, whatever is there; here every visual token of every image goes. The search on a model is
+`tokenprune.evaluate.withdrawal.find_withdrawal_layer`.
 """
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from tokenprune.baselines.layer_budget import layers_at_depth
 from tokenprune.baselines.scoring import check_count, working
+from tokenprune.strategy import PruningStrategy, set_layer
+from tokenprune.tokens import Selection, Tokens
 
-__all__ = ["DEFAULT_LAYER", "FIRST_LAYER", "withdrawal_kl", "withdrawal_layer"]
+__all__ = ["DEFAULT_LAYER", "FIRST_LAYER", "VTW", "withdrawal_kl", "withdrawal_layer"]
 
 DEFAULT_LAYER = 15
 FIRST_LAYER = 5
@@ -62,3 +70,55 @@ def withdrawal_layer(divergences: Sequence[float], eta: float, *, first: int = F
             return layer
     lowest = min(divergences, default=float("nan"))
     raise ValueError(f"withdrawal_layer: no layer reaches eta={eta}; the lowest divergence is {lowest}")
+
+
+@dataclass(frozen=True, repr=False)
+class VTW(PruningStrategy):
+    """From one layer of the language model on, withdraw every visual token (VTW, AAAI 2025).
+
+    Nothing is chosen, so there is no budget: n tokens enter layers 0 .. `layer` - 1 and none the others. What the text
+    took over from the image by then is what it has; the caches of the first layers keep the image.
+
+    Definition, paper's code and deviations: `tokenprune.baselines.vtw`.
+
+    Args:
+        layer: the first decoder layer without visual tokens, counted from 0, at least 1. None takes 15, or in a model
+            of fewer than 32 layers the layer at that share of its depth.
+
+    Examples:
+        >>> import torch
+        >>> VTW(layer=3).select(Tokens(torch.zeros(9, 2))).kept, VTW().at_depth(4)
+        (0, vtw(layer=2))
+    """
+
+    name: ClassVar[str] = "vtw"
+    paper: ClassVar[str] = "VTW, AAAI 2025, arXiv 2405.05803"
+    summary: ClassVar[str] = "from one decoder layer on, no visual token is left"
+    site = "decoder"
+    positions = "original"
+    equivariant = True
+    withdraws = True
+
+    _: KW_ONLY
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layer is not None:
+            set_layer(self)
+
+    def at_depth(self, depth: int) -> PruningStrategy:
+        """With the default layer named."""
+        return self if self.layer is not None else replace(self, layer=layers_at_depth((DEFAULT_LAYER,), depth)[0])
+
+    @classmethod
+    def example(cls) -> "VTW":
+        """The default."""
+        return cls()
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """None is asked for."""
+        del tokens
+        return 0
+
+    def _select(self, tokens: Tokens) -> Selection:
+        return Selection(indices=tokens.positions[:0], total=tokens.n)

@@ -38,8 +38,11 @@ class StagedStrategy(PruningStrategy):
             "deterministic": all(stage.deterministic for stage in self.stages),
             "equivariant": all(stage.equivariant for stage in self.stages),
             "merges": any(stage.merges for stage in self.stages),
+            "extends": any(stage.extends for stage in self.stages),
             "whole_raster": self.stages[0].whole_raster,
             "ascending": all(stage.ascending for stage in self.stages),
+            "before_ffn": self.stages[-1].before_ffn,
+            "withdraws": self.stages[-1].withdraws,
         }
         for name, value in facts.items():
             object.__setattr__(self, name, value)
@@ -76,18 +79,22 @@ class Pipeline(StagedStrategy):
 
     name: ClassVar[str] = "pipeline"
     summary: ClassVar[str] = "run strategies one after another"
+    _parts: tuple[PruningStrategy, ...]
     _stages: tuple[PruningStrategy, ...]
 
     def __init__(self, stages: Iterable[PruningStrategy]) -> None:
+        parts: list[PruningStrategy] = []
         flat: list[PruningStrategy] = []
         for stage in stages:
             if not isinstance(stage, PruningStrategy):
                 raise TypeError(
                     f"Pipeline: a stage must be a PruningStrategy, got {stage!r} of type {type(stage).__name__}"
                 )
+            parts.extend(stage._parts if isinstance(stage, Pipeline) else [stage])
             flat.extend(stage.stages if isinstance(stage, StagedStrategy) else [stage])
         if not flat:
             raise ValueError("Pipeline: stages is empty; give at least one strategy")
+        object.__setattr__(self, "_parts", tuple(parts))
         object.__setattr__(self, "_stages", tuple(flat))
         self._derive_facts()
 
@@ -95,6 +102,12 @@ class Pipeline(StagedStrategy):
     def stages(self) -> tuple[PruningStrategy, ...]:
         """The stages, in the order in which they run."""
         return self._stages
+
+    def at_depth(self, depth: int) -> PruningStrategy:
+        """The same with every part as it runs in a language model of `depth` layers."""
+        parts = [part.at_depth(depth) for part in self._parts]
+        same = all(new is old for new, old in zip(parts, self._parts, strict=True))
+        return self if same else Pipeline(parts)
 
     @classmethod
     def example(cls) -> "Pipeline":
@@ -136,20 +149,26 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
     current = list(batch)
     rows = [torch.arange(tokens.n, device=tokens.visual.device) for tokens in batch]
     traces: list[list[StageCount]] = [[] for _ in batch]
-    merged = False
+    merged = makes = False
     selections: list[Selection] = []
     for stage in stages:
         selections = stage.select_batch(current)
         for i, selection in enumerate(selections):
-            traces[i].append(StageCount(stage=repr(stage), tokens_in=current[i].n, tokens_out=selection.kept))
-            current[i] = current[i].take(selection.indices, features=selection.features)
+            made = 0 if selection.extra is None else selection.extra.shape[0]
+            trace = StageCount(stage=repr(stage), tokens_in=current[i].n, tokens_out=selection.kept, made=made)
+            traces[i].append(trace)
+            # Made tokens of a stage stand behind in a sequence, which there is none of here: later stages miss them.
+            if not stage.withdraws:
+                current[i] = current[i].take(selection.indices, features=selection.features)
             rows[i] = rows[i][selection.indices]
         merged = merged or stage.merges
+        makes = makes or stage.extends
     return [
         Selection(
             indices=rows[i],
             total=batch[i].n,
-            features=current[i].visual if merged else None,
+            features=current[i].visual[: rows[i].shape[0]] if merged else None,
+            extra=_extra(selections[i], current[i]) if makes else None,
             order=_pick_order(selections[i], rows[i]),
             gains=selections[i].gains,
             scores=selections[i].scores if len(stages) == 1 else None,
@@ -157,6 +176,10 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
         )
         for i in range(len(batch))
     ]
+
+
+def _extra(last: Selection, tokens: Tokens) -> torch.Tensor:
+    return tokens.visual.new_empty((0, tokens.visual.shape[1])) if last.extra is None else last.extra
 
 
 def _pick_order(last: Selection, rows: torch.Tensor) -> torch.Tensor | None:
@@ -189,13 +212,26 @@ def _check_stages(stages: Sequence[PruningStrategy]) -> None:
                 )
             layer = stage.layer
         # Signals of the decoder are those of whatever tokens get there.
+        _check_place(stage, position, stages)
         lost = sorted(stage.needs - TEXT_FIELDS - frozenset(DECODER_SIGNALS))
         if merged_by is not None and lost:
             raise ValueError(
                 f"Pipeline: {stage!r} needs Tokens.{lost[0]} of the original tokens, but {merged_by!r} before it makes "
                 f"new ones; put {stage!r} first"
             )
-        merged_by = stage if stage.merges else merged_by
+        merged_by = stage if stage.merges or stage.extends else merged_by
+
+
+def _check_place(stage: PruningStrategy, position: int, stages: Sequence[PruningStrategy]) -> None:
+    """What a stage demands of its neighbours: that there is none behind it, or none at the same layer."""
+    if stage.withdraws and stage is not stages[-1]:
+        raise ValueError(f"Pipeline: {stage!r} leaves no visual token to the stages behind it; put it last")
+    before = stages[position - 1] if position else None
+    if before is not None and before.extends and before.layer == stage.layer is not None:
+        raise ValueError(
+            f"Pipeline: {before!r} makes tokens at decoder layer {before.layer}, about which {stage!r} at the same "
+            "layer can know nothing; give it a later layer"
+        )
 
 
 __all__ = ["Pipeline", "StagedStrategy", "requested_by_stages", "run_stages"]

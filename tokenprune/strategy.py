@@ -32,14 +32,19 @@ class PruningStrategy(ABC):
         uses: names of the fields that it takes when they are there.
         site: where in the model it acts: "tower", "projector" (before the language model) or "decoder".
         layer: for the site "decoder", the first layer that gets fewer tokens, counted from 0; at least 1, because the
-            layer before it tells what to drop. None at the other sites.
+            layer before it tells what to drop. None at the other sites, and where `at_depth` finds it.
         positions: position policy of the method's authors: "compact" renumbers the shorter prompt, "original" keeps
             the positions of the full one.
         deterministic: True when the same tokens always give the same answer.
         equivariant: True when permuting the tokens only permutes the answer (up to ties).
-        merges: True when it makes new token vectors instead of choosing among the given ones.
+        merges: True when it makes new token vectors (`Selection.features`) instead of choosing among the given ones.
+        extends: True when it chooses and makes further tokens (`Selection.extra`); only inside the decoder.
+        before_ffn: for the site "decoder": it drops within layer `layer` - 1, between attention and feed-forward, so
+            that `layer` may be the number of layers. What is left is the same as with a drop behind that layer.
         whole_raster: True when it needs every token of the image, so that no stage may come before it.
         ascending: True when the kept tokens enter the model in raster order.
+        withdraws: True when it leaves no visual token at all. Only inside the decoder, where what was dropped has been
+            read by the layers before, and only as the last stage; everything else keeps at least one token.
         keep: the budget, for strategies that have one.
     """
 
@@ -55,8 +60,11 @@ class PruningStrategy(ABC):
     deterministic: bool = True
     equivariant: bool = False
     merges: bool = False
+    extends: bool = False
+    before_ffn: bool = False
     whole_raster: bool = False
     ascending: bool = True
+    withdraws: bool = False
     keep: Keep
 
     @abstractmethod
@@ -73,6 +81,20 @@ class PruningStrategy(ABC):
         Concrete here for every strategy with a `keep`; strategies with another kind of budget override it.
         """
         return keep_count(self.keep, tokens.original)
+
+    def at_depth(self, depth: int) -> "PruningStrategy":
+        """The strategy as it runs in a language model of `depth` layers: itself, unless its layers depend on that.
+
+        Strategies whose default layers are told for a certain model override it; the answer names every layer.
+
+        Args:
+            depth: number of decoder layers.
+
+        Raises:
+            ValueError: when there are too few layers.
+        """
+        del depth
+        return self
 
     @classmethod
     def example(cls) -> "PruningStrategy":
@@ -157,22 +179,25 @@ class PruningStrategy(ABC):
         if indices.device != tokens.visual.device:
             raise RuntimeError(f"{title}: indices are on {indices.device}, the tokens on {tokens.visual.device}")
         requested = self.requested(tokens)
-        if k == 0 or (requested is not None and k != min(requested, tokens.n)):
+        if (k == 0) != self.withdraws or (requested is not None and k != min(requested, tokens.n)):
             raise RuntimeError(f"{title}: kept {k} of {tokens.n} tokens, but {requested} were asked for")
         ordered = indices if self.ascending else indices.sort().values
-        in_range = (ordered[0] >= 0) & (ordered[-1] < tokens.n) & (ordered[1:] > ordered[:-1]).all()
+        in_range = self.withdraws or (ordered[0] >= 0) & (ordered[-1] < tokens.n) & (ordered[1:] > ordered[:-1]).all()
         if not bool(in_range):
             what = "ascending, unique and" if self.ascending else "unique and"
             raise RuntimeError(f"{title}: indices must be {what} in [0, {tokens.n}), got {indices.tolist()[:12]}")
-        if self.merges != (selection.features is not None):
-            raise RuntimeError(f"{title}: `merges` is {self.merges} but features are {selection.features is not None}")
-        if selection.features is not None and (
-            selection.features.shape != (k, tokens.visual.shape[1]) or selection.features.dtype != tokens.visual.dtype
-        ):
-            raise RuntimeError(
-                f"{title}: features must be {tokens.visual.dtype} ({k}, {tokens.visual.shape[1]}), "
-                f"got {selection.features.dtype} {tuple(selection.features.shape)}"
-            )
+        for name, fact in (("features", "merges"), ("extra", "extends")):
+            says, made = getattr(self, fact), getattr(selection, name)
+            if says != (made is not None):
+                raise RuntimeError(f"{title}: `{fact}` is {says} but {name} are {made is not None}")
+            if made is None:
+                continue
+            rows = k if name == "features" else made.shape[0]
+            if made.shape != (rows, tokens.visual.shape[1]) or made.dtype != tokens.visual.dtype:
+                raise RuntimeError(
+                    f"{title}: {name} must be {tokens.visual.dtype} ({rows}, {tokens.visual.shape[1]}), "
+                    f"got {made.dtype} {tuple(made.shape)}"
+                )
         return replace(selection, requested=requested, total=tokens.n)
 
     def __rshift__(self, other: "PruningStrategy") -> "Pipeline":

@@ -13,11 +13,12 @@ TEXT_FIELDS = frozenset({"text", "question", "clip_text"})
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StageCount:
-    """One stage of a pipeline and what it did: `tokens_in` tokens came, `tokens_out` were kept."""
+    """One stage of a pipeline: `tokens_in` tokens came, `tokens_out` were kept, `made` new ones stand behind them."""
 
     stage: str
     tokens_in: int
     tokens_out: int
+    made: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,9 @@ class Tokens:
             they are its frames, from 0. Tokens that end a row of tokens and show nothing (newlines) have -1.
             None: one tile.
         tile_grid: (rows, columns) of the tiles 1, 2, ..., where it is known.
-        index: int64 (n,), ascending: original index of each row, when the rows are a subset. None means 0..n-1.
+        index: int64 (n,), ascending: original index of each row, when the rows are a subset. None means 0..n-1. Inside
+            the decoder a row with an index of `total` or more is a token that an earlier stage made; its `visual` row
+            is what was made.
         total: number of the image's original tokens; the base of every share. None means n.
         key: an int that identifies the image and nothing else (not its batch, order or dtype), so that a seeded random
             strategy draws differently for different images yet the same in any batch.
@@ -52,6 +55,7 @@ class Tokens:
         vision_keys: float (n, e), attention keys of that layer averaged over heads, one row per visual token.
         vision_last_keys: float (n, c), output of the key projection of the tower's *last* layer, heads side by side.
         vision_last_cls: float (2, c), the CLS token's query and its key in that last layer, all heads side by side.
+        cls_attention_last: float (h, n), attention of the CLS token in that last layer.
         clip_visual: float (n, p), each token's `vision_states` row carried into CLIP's joint space (final layer norm,
             visual projection), not normalised.
         clip_text: float (s, p), CLIP text embeddings of the prompt, one row per segment, not normalised.
@@ -60,6 +64,13 @@ class Tokens:
         decoder_next_attention: float (h, n), the same for layer K, as it would be if nothing were dropped there.
         decoder_keys: float (n, e), keys of layer K - 1 after rotary embedding, heads side by side.
         decoder_states: float (n, d), output of layer K - 1 behind the language model's final norm.
+        decoder_hidden: float (n, d), output of layer K - 1 as it is.
+        decoder_text_attention: float (t, n), mean over heads of the attention of the prompt's text behind the image to
+            the visual tokens, in layer K - 1.
+        decoder_peaks: float (2, n), column sums of the maximum over heads of the attention in layer K - 1: over the
+            rows of this image's tokens, divided by n, and over those of the text behind the image.
+        decoder_entered: float (o, d), what entered the language model of this image, also what has been dropped since.
+        decoder_text: float (t, d), input embeddings of the prompt's text behind the image.
         decoder_text_keys: float (t, e), such keys of the prompt's text behind the image.
         decoder_text_states: float (t, d), such states of the prompt's text behind the image.
         project: the model's projector, a function that maps rows like those of `vision_states` (k, c) to (k, d); for
@@ -92,12 +103,18 @@ class Tokens:
     vision_cls: Float[Tensor, "1 c"] | None = None
     vision_last_keys: Float[Tensor, "n f"] | None = None
     vision_last_cls: Float[Tensor, "2 f"] | None = None
+    cls_attention_last: Float[Tensor, "h n"] | None = None
     clip_visual: Float[Tensor, "n p"] | None = None
     clip_text: Float[Tensor, "s p"] | None = None
     decoder_attention: Float[Tensor, "h n"] | None = None
     decoder_next_attention: Float[Tensor, "h n"] | None = None
     decoder_keys: Float[Tensor, "n e"] | None = None
     decoder_states: Float[Tensor, "n d"] | None = None
+    decoder_hidden: Float[Tensor, "n d"] | None = None
+    decoder_text_attention: Float[Tensor, "t n"] | None = None
+    decoder_peaks: Float[Tensor, "2 n"] | None = None
+    decoder_entered: Float[Tensor, "o d"] | None = None
+    decoder_text: Float[Tensor, "t d"] | None = None
     decoder_text_keys: Float[Tensor, "t e"] | None = None
     decoder_text_states: Float[Tensor, "t d"] | None = None
     project: Callable[[Tensor], Tensor] | None = None
@@ -120,20 +137,34 @@ class Tokens:
         """int64 (n,): original index of each row."""
         return torch.arange(self.n, device=self.visual.device) if self.index is None else self.index
 
-    def take(self, rows: Int[Tensor, " k"], *, features: Float[Tensor, "k d"] | None = None) -> "Tokens":
+    def take(
+        self,
+        rows: Int[Tensor, " k"],
+        *,
+        features: Float[Tensor, "k d"] | None = None,
+        extra: Float[Tensor, "c d"] | None = None,
+    ) -> "Tokens":
         """The same image with only the given rows, in that order; `features` replaces them (merging methods).
 
         Args:
             rows: int64 (k,), row numbers of *this* bundle.
             features: float (k, d), new token vectors. The other per-token signals describe tokens that no longer
                 exist, so they are dropped.
+            extra: float (c, d), further token vectors that stand behind. No signal tells of them, so the other
+                per-token signals are dropped.
         """
-        changes: dict[str, object] = {"index": self.positions[rows], "total": self.original}
-        changes["visual"] = self.visual[rows] if features is None else features
+        index = self.positions[rows]
+        visual = self.visual[rows] if features is None else features
+        if extra is not None and extra.shape[0]:
+            first = (index[-1:] + 1).clamp_min(self.original)
+            index = torch.cat([index, first + torch.arange(extra.shape[0], device=index.device)])
+            visual = torch.cat([visual, extra])
+        changes: dict[str, object] = {"index": index, "total": self.original, "visual": visual}
+        new = features is not None or visual.shape[0] > rows.shape[0]
         for name in ("tiles", *PER_TOKEN_SIGNALS):
             value = getattr(self, name)
             if value is not None:
-                changes[name] = None if features is not None else value.index_select(_token_axis(name), rows)
+                changes[name] = None if new else value.index_select(_token_axis(name), rows)
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
@@ -142,6 +173,11 @@ DECODER_SIGNALS = (
     "decoder_next_attention",
     "decoder_keys",
     "decoder_states",
+    "decoder_hidden",
+    "decoder_text_attention",
+    "decoder_peaks",
+    "decoder_entered",
+    "decoder_text",
     "decoder_text_keys",
     "decoder_text_states",
 )
@@ -153,20 +189,36 @@ PER_TOKEN_SIGNALS = (
     "vision_states",
     "vision_keys",
     "vision_last_keys",
+    "cls_attention_last",
     "clip_visual",
     "decoder_attention",
     "decoder_next_attention",
     "decoder_keys",
     "decoder_states",
+    "decoder_hidden",
+    "decoder_text_attention",
+    "decoder_peaks",
 )
 """Fields with one entry per visual token beside `visual` and `index`."""
 
-HEADS_FIRST = frozenset({"cls_attention", "cls_attention_first", "decoder_attention", "decoder_next_attention"})
-"""Those of them that are (heads, n); the others have one row per visual token."""
+HEADS_FIRST = frozenset(
+    {
+        "cls_attention",
+        "cls_attention_first",
+        "cls_attention_last",
+        "decoder_attention",
+        "decoder_next_attention",
+        "decoder_text_attention",
+        "decoder_peaks",
+    }
+)
+"""Those of them that have one column per visual token, as (heads, n); the others have one row."""
 
 _IMAGE_SIGNALS: dict[str, tuple[int | None, str]] = {
     "vision_cls": (1, "vision_states"),
     "vision_last_cls": (2, "vision_last_keys"),
+    "decoder_entered": (None, "visual"),
+    "decoder_text": (None, "visual"),
     "decoder_text_keys": (None, "decoder_keys"),
     "decoder_text_states": (None, "decoder_states"),
 }
@@ -186,11 +238,13 @@ class Selection:
 
     Attributes:
         indices: int64 (k,), rows kept, unique; ascending unless the method's authors feed another order. In a pipeline
-            they always refer to the original image.
+            they always refer to the original image. Empty only from strategies that say `withdraws`.
         total: number of tokens selected from.
         requested: number of tokens asked for; None for methods that find the number themselves. Larger than `kept`
             when more was asked for than there was: then everything is kept.
         features: float (k, d), only from methods that change token vectors (merging); row j belongs to `indices[j]`.
+        extra: float (c, d), only from methods that make further tokens inside the decoder: hidden states that enter the
+            sequence behind the kept tokens and stand for no single token of the image.
         order: int64 (k,), the same rows in the order in which they were picked, when the method has one.
         gains: float (k,), what each pick added to the method's objective, in pick order.
         scores: float (n,), the score of every token, for methods that rank.
@@ -201,6 +255,7 @@ class Selection:
     total: int
     requested: int | None = None
     features: Float[Tensor, "k d"] | None = None
+    extra: Float[Tensor, "c d"] | None = None
     order: Int[Tensor, " k"] | None = None
     gains: Float[Tensor, " k"] | None = None
     scores: Float[Tensor, " n"] | None = None

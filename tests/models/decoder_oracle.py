@@ -22,7 +22,7 @@ class View(NamedTuple):
     """What a rule may look at, of the prompt's columns that are left before layer `layer`."""
 
     layer: int
-    attention: Tensor  # (heads, columns, columns), of the layer before
+    attention: Tensor  # (heads, columns, columns), of the layer before; of a stage within a layer: of this one
     keys: Tensor  # (key heads, columns, width), of the layer before
     hidden: Tensor  # (columns, width)
     next_attention: Callable[[], Tensor]  # (heads, columns), last row of this layer
@@ -30,10 +30,21 @@ class View(NamedTuple):
     images: list[Tensor]  # columns of each image's tokens
     original: list[Tensor]  # their original indices
     keys_of_images: list[int]
+    embeds: Tensor  # (prompt columns, width), what entered layer 0
+    text: list[Tensor]  # for each image: columns of the text behind it
+    text_embeds: list[Tensor]  # what entered layer 0 there
+    entered: list[Tensor]  # what entered layer 0 of each image
 
 
-Rule = Callable[[View], list[Tensor]]
-"""From a view to the tokens of each image that stay, as places among those that are left."""
+class Answer(NamedTuple):
+    """What a rule says of one image: tokens that stay, as places among those left, and new ones behind them."""
+
+    kept: Tensor
+    made: Tensor | None = None
+
+
+Rule = Callable[[View], "Sequence[Tensor | Answer]"]
+"""From a view to what happens to each image: a tensor is short for an answer without new tokens."""
 
 
 class Stage(NamedTuple):
@@ -42,10 +53,14 @@ class Stage(NamedTuple):
     layer: int
     policy: PositionPolicy
     rule: Rule
+    within: bool = False  # acts in `layer` between attention and feed-forward instead of before it
 
 
 class Expected(NamedTuple):
-    """One row: logits of every step, greedy tokens, original indices kept per image, columns entering each layer."""
+    """One row: logits of every step, greedy tokens, original indices kept per image, columns entering each layer.
+
+    Tokens that were made count on from 1000 in `kept`.
+    """
 
     logits: Tensor
     tokens: Tensor
@@ -130,17 +145,82 @@ class Decoder:
         weights: Tensor = scores.masked_fill(~causal, -torch.inf).softmax(-1)
         return weights
 
-    def run_layer(self, x: Tensor, layer: int, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, attention (heads, n, n) and keys (groups, n, width)."""
+    def attend(self, x: Tensor, layer: int, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half of a layer: residual stream, attention (heads, n, n) and keys (groups, n, width)."""
         block = self.text.layers[layer]
         q, k = self.queries_keys(x, layer, positions)
         v = block.self_attn.v_proj(self.norm(x, block.input_layernorm)).view(-1, self.groups, self.width)
         weights = self.attention(q, k)
         mixed = weights @ v.transpose(0, 1).repeat_interleave(self.heads // self.groups, 0)
-        x = x + block.self_attn.o_proj(mixed.transpose(0, 1).flatten(1))
-        y = self.norm(x, block.post_attention_layernorm)
-        mlp = block.mlp
-        return x + mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(y)) * mlp.up_proj(y)), weights, k
+        return x + block.self_attn.o_proj(mixed.transpose(0, 1).flatten(1)), weights, k
+
+    def feed_forward(self, x: Tensor, layer: int) -> Tensor:
+        """The second half."""
+        mlp = self.text.layers[layer].mlp
+        y = self.norm(x, self.text.layers[layer].post_attention_layernorm)
+        out: Tensor = x + mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(y)) * mlp.up_proj(y))
+        return out
+
+
+class Row:
+    """One step's sequence: prompt columns that are left, made ones among them, and what has been generated."""
+
+    def __init__(self, decoder: Decoder, x: Tensor, positions: Tensor, prompt: int, images: list[list[int]]) -> None:
+        self.decoder, self.x, self.positions, self.prompt = decoder, x, positions, prompt
+        self.alive = list(range(prompt))  # name of each column of the prompt that is left; made ones have names >= 1000
+        self.images, self.entered = [list(image) for image in images], images
+        self.embeds = x[:prompt]
+        taken = {column for image in images for column in image}
+        self.text = [[c for c in range(image[-1], prompt) if c not in taken] if image else [] for image in images]
+
+    def view(self, layer: int, attention: Tensor, keys: Tensor, original: list[Tensor], image_keys: list[int]) -> View:
+        n = len(self.alive)
+        x, positions, decoder = self.x, self.positions, self.decoder
+        place = {c: i for i, c in enumerate(self.alive)}
+
+        def following() -> Tensor:
+            q, k = decoder.queries_keys(x[:n], layer, positions[:n])
+            return decoder.attention(q, k)[:, -1]
+
+        return View(
+            layer,
+            attention[:, :n, :n],
+            keys[:, :n],
+            x[:n],
+            following,
+            decoder.norm(x[:n], decoder.text.norm),
+            [torch.tensor([place[c] for c in image]) for image in self.images],
+            original,
+            image_keys,
+            self.embeds,
+            [torch.tensor([place[c] for c in text]) for text in self.text],
+            [self.embeds[text] for text in self.text],
+            [self.embeds[image] for image in self.entered],
+        )
+
+    def apply(self, answers: Sequence[Tensor | Answer], policy: PositionPolicy) -> None:
+        """Rebuild the prompt part column by column."""
+        place = {c: i for i, c in enumerate(self.alive)}
+        gone: set[int] = set()
+        behind: dict[int, list[int]] = {}
+        vectors, positions = self.x, self.positions
+        made = 1000 + sum(c >= 1000 for c in self.alive) + 100 * len(self.alive)
+        for number, answer in enumerate(answers):
+            kept, new = answer if isinstance(answer, Answer) else (answer, None)
+            stay = [self.images[number][i] for i in kept.tolist()]
+            gone |= set(self.images[number]) - set(stay)
+            for vector in [] if new is None else new:
+                place[made] = len(vectors)
+                vectors = torch.cat([vectors, vector[None]])
+                positions = torch.cat([positions, positions[place[stay[-1]]][None]])
+                behind.setdefault(stay[-1], []).append(made)
+                made += 1
+            self.images[number] = stay + (behind[stay[-1]] if stay and stay[-1] in behind else [])
+        order = [c for old in self.alive if old not in gone for c in (old, *behind.get(old, []))]
+        source = torch.tensor([*(place[c] for c in order), *range(len(self.alive), len(self.x))])
+        self.x, self.positions, self.alive = vectors[source], positions[source], order
+        if policy == "compact":
+            self.positions = torch.arange(len(self.positions))
 
 
 @torch.no_grad()
@@ -187,36 +267,28 @@ def expected_row(
     for step in range(steps):
         x = torch.stack([*columns, *(table.weight[token] for token in chosen)])
         positions = torch.tensor([*places, *(places[-1] + 1 + i for i in range(step))])
-        alive = torch.arange(prompt)  # columns of the prompt that are left
-        current, original = [torch.tensor(i) for i in images], list(before)
+        row = Row(decoder, x, positions, prompt, images)
+        original = list(before)
         lengths = []
         attention = keys_before = torch.empty(0)
+
+        def act(layer: int, within: bool, row: Row, original: list[Tensor], attention: Tensor, keys_of: Tensor) -> None:
+            for stage in (s for s in stages if s.layer == layer and s.within == within):
+                answers = stage.rule(row.view(layer, attention, keys_of, original, keys))
+                row.apply(answers, stage.policy)
+                for number, answer in enumerate(answers):
+                    kept_rows, new = answer if isinstance(answer, Answer) else (answer, None)
+                    made = 0 if new is None else len(new)
+                    original[number] = torch.cat([original[number][kept_rows], 1000 + torch.arange(made)])
+
         for layer in range(len(decoder.text.layers)):
-            for stage in (s for s in stages if s.layer == layer):
-                n = len(alive)
-                here = [torch.searchsorted(alive, image) for image in current]
-
-                def following(x: Tensor = x, layer: int = layer, positions: Tensor = positions, n: int = n) -> Tensor:
-                    q, k = decoder.queries_keys(x[:n], layer, positions[:n])
-                    return decoder.attention(q, k)[:, -1]
-
-                normed = decoder.norm(x[:n], decoder.text.norm)
-                view = View(
-                    layer, attention[:, :n, :n], keys_before[:, :n], x[:n], following, normed, here, original, keys
-                )
-                stay = torch.ones(len(x), dtype=torch.bool)
-                for number, rows in enumerate(stage.rule(view)):
-                    stay[here[number]] = False
-                    stay[here[number][rows]] = True
-                    current[number], original[number] = current[number][rows], original[number][rows]
-                alive = alive[stay[:n]]
-                x, positions = x[stay], positions[stay]
-                if stage.policy == "compact":
-                    positions = torch.arange(len(positions))
-            lengths.append(len(alive))
-            x, attention, keys_before = decoder.run_layer(x, layer, positions)
+            act(layer, False, row, original, attention, keys_before)
+            lengths.append(len(row.alive))
+            row.x, attention, keys_before = decoder.attend(row.x, layer, row.positions)
+            act(layer, True, row, original, attention, keys_before)
+            row.x = decoder.feed_forward(row.x, layer)
         kept = original if step == 0 else kept
-        logits.append(model.lm_head(decoder.norm(x[-1], decoder.text.norm)))
+        logits.append(model.lm_head(decoder.norm(row.x[-1], decoder.text.norm)))
         chosen.append(int(logits[-1].argmax()))
     return Expected(torch.stack(logits), torch.tensor(chosen), kept, lengths)
 
@@ -289,7 +361,9 @@ def check_decoder(
         assert (forward[row, -1] - expected.logits[0]).abs().max() <= tolerance
         assert torch.equal(output.sequences[row, length:], expected.tokens)
         mine = [image for image in generated if image.prompt == row]
-        assert [image.indices.tolist() for image in mine] == [indices.tolist() for indices in expected.kept]
+        for image, left in zip(mine, expected.kept, strict=True):
+            assert image.indices.tolist() == left[left < 1000].tolist()
+            assert image.extra_tokens == int((left >= 1000).sum())
         text = int(inputs["attention_mask"][row].sum()) - 16 * len(mine)
         entering = [sum(counts) + text for counts in zip(*(image.layer_tokens for image in mine), strict=True)]
         assert entering == (expected.lengths if mine else [])

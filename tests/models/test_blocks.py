@@ -45,6 +45,7 @@ def test_signals_equal_those_of_the_eager_tower(attention: str) -> None:
     expected = {
         "cls_attention": output.attentions[-2][:, :, 0, 1:],
         "cls_attention_first": output.attentions[0][:, :, 0, 1:],
+        "cls_attention_last": output.attentions[-1][:, :, 0, 1:],
         "vision_states": output.hidden_states[-2][:, 1:],
         "vision_cls": output.hidden_states[-2][:, :1],
         "vision_keys": keys[1].unflatten(-1, (3, 8)).mean(2)[:, 1:],

@@ -134,12 +134,12 @@ def _images(
     from tokenprune.analysis import bundled_images, stream_images
     from tokenprune.analysis.images import DEFAULT_COUNT
     from tokenprune.models import adapter_for
-    from tokenprune.models.select import check_strategy_fits
+    from tokenprune.models.select import fit_strategy
 
     adapter = adapter_for(loaded.model)
     adapter.clip = loaded.clip
     for strategy in strategies:
-        check_strategy_fits(strategy, adapter)
+        fit_strategy(strategy, adapter)
     want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))
     swap = args.what == "alignment"
     if args.data is None:

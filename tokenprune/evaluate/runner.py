@@ -17,7 +17,7 @@ from tokenprune.models import adapter_for, build_prompt, select_tokens
 from tokenprune.models.clip import see
 from tokenprune.models.clock import now
 from tokenprune.models.plan import make_plan
-from tokenprune.models.select import check_strategy_fits
+from tokenprune.models.select import fit_strategy
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
 from tokenprune.tokens import FIELD_NAMES
@@ -70,13 +70,13 @@ class Runner:
             ValueError: names the strategy and what does not fit.
         """
         for strategy in strategies:
-            check_strategy_fits(strategy, self.adapter)
+            fit_strategy(strategy, self.adapter)
         self._want = frozenset({"key"}).union(*((s.needs | s.uses) & FIELD_NAMES for s in strategies))
         batch, inputs = next(make_batches(self.loaded.processor, self.samples[:1], 1, self.names))
         vision = self._encode(inputs, len(batch.pictures), range(len(batch.pictures)))
         prompt = build_prompt(self.adapter, self._ids(batch), vision)
         for strategy in strategies:
-            select_tokens(make_plan(strategy).before, prompt)
+            select_tokens(make_plan(fit_strategy(strategy, self.adapter)).before, prompt)
 
     def prepare(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Tokenise all samples and encode every picture once; `progress` is told how many samples are done."""

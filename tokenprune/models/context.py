@@ -32,7 +32,7 @@ from tokenprune.models.refuse import (
     refuse_in_decoder,
     setting,
 )
-from tokenprune.models.select import as_strategy, check_strategy_fits, choose_all
+from tokenprune.models.select import as_strategy, choose_all, fit_strategy
 from tokenprune.models.turns import CachedPrompt, cached_prompt
 from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
 
@@ -87,8 +87,7 @@ def prune(
     """
     adapter = adapter_for(model)
     adapter.clip = clip
-    strategy = as_strategy(strategy)
-    check_strategy_fits(strategy, adapter)
+    strategy = fit_strategy(as_strategy(strategy), adapter)
     check_choice("prune", "turns", turns, ("reselect", "freeze"))
     plan = make_plan(strategy, positions)
     if turns == "freeze" and plan.cuts:
@@ -157,6 +156,8 @@ class _Session:
             stack.callback(self.inside.close)
             stack.callback(self.model.register_forward_hook(self.inside.after_forward, always_call=True).remove)
             hooks.extend(self.inside.hooks())
+            for module, behind in self.inside.hooks_behind():
+                stack.callback(module.register_forward_hook(behind).remove)
         if "flash" in (self.adapter.decoder.config._attn_implementation or ""):
             # Behind the others, which count from these positions.
             hooks.extend((layer, self.on_flash_layer) for layer in self.adapter.decoder_layers)

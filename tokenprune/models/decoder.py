@@ -12,15 +12,24 @@ from transformers.masking_utils import create_causal_mask
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
-from tokenprune.models.layout import Layout, entering, shorten
+from tokenprune.models.layout import Layout, Shorter, entering, made_rows, shorten
 from tokenprune.models.plan import Cut, Plan
 from tokenprune.models.pruning import Pruned
 from tokenprune.models.signals import fill_signals, next_attention, reader_for
 from tokenprune.models.tap import tap
 from tokenprune.pipeline import StagedStrategy
+from tokenprune.strategy import PruningStrategy
 from tokenprune.tokens import DECODER_SIGNALS, Selection, StageCount
 
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Change(NamedTuple):
+    """A cut that has been decided: the shorter sequence, the length of the longer one, and new tokens (b, r, d)."""
+
+    shorter: Shorter
+    length: int
+    new: Tensor | None
 
 
 class Step(NamedTuple):
@@ -39,7 +48,9 @@ class DecoderRun:
 
     Attributes:
         layout: the sequences as they are behind the last cut.
-        tokens: the visual tokens of each image behind the last cut.
+        tokens: the visual tokens of each image behind the last cut that left some.
+        left: original index of each token of each image behind the last cut; those made on the way count on from the
+            number of the image's tokens.
         counts: for each image the number of visual tokens that enter each decoder layer.
         stages: for each image what each stage did.
         seconds: spent on choosing.
@@ -57,6 +68,8 @@ class DecoderRun:
         wants = frozenset[str]().union(*(cut.wants for cut in plan.cuts))
         pairs = list(zip(before.prompt.tokens(wants), before.selections, strict=True))
         self.tokens = [tokens.take(s.indices, features=s.features) for tokens, s in pairs]
+        self.entered = [tokens.visual for tokens in self.tokens]
+        self.left = [tokens.positions for tokens in self.tokens]
         self.counts: list[list[int]] = [[] for _ in pairs]
         self.stages = [_first_stages(plan, s.stages, tokens.n, s.kept) for tokens, s in pairs]
         self.seconds = before.seconds
@@ -67,6 +80,7 @@ class DecoderRun:
         self.appended = 0
         self.made: list[tuple[int, Layout]] = []  # layouts behind the cuts that dropped something
         self.step: dict[int, Step] = {}
+        self.decided: dict[int, Change | None] = {}  # within the layer before
         self.taps = ExitStack()
         self.seen: list[Any] = []
 
@@ -90,18 +104,22 @@ class DecoderRun:
     def selections(self) -> list[Selection]:
         """What is left of each image, told in its original tokens."""
         strategy, staged = self.plan.strategy, isinstance(self.plan.strategy, StagedStrategy)
-        return [
-            Selection(
-                indices=tokens.positions,
-                total=whole.n,
-                requested=strategy.requested(whole),
-                features=tokens.visual if before.features is not None else None,
-                stages=tuple(stages) if staged else (),
+        selections = []
+        for whole, tokens, left, before, stages in zip(
+            self.before.prompt.tokens(), self.tokens, self.left, self.before.selections, self.stages, strict=True
+        ):
+            rows, made = (left < whole.n).nonzero().flatten(), (left >= whole.n).nonzero().flatten()
+            selections.append(
+                Selection(
+                    indices=left[rows],
+                    total=whole.n,
+                    requested=strategy.requested(whole),
+                    features=tokens.visual[rows] if before.features is not None else None,
+                    extra=tokens.visual[made] if strategy.extends else None,
+                    stages=tuple(stages) if staged else (),
+                )
             )
-            for whole, tokens, before, stages in zip(
-                self.before.prompt.tokens(), self.tokens, self.before.selections, self.stages, strict=True
-            )
-        ]
+        return selections
 
     def before_layer(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall | None:
         """The forward pre-hook of one layer: None leaves the call as it is."""
@@ -145,6 +163,37 @@ class DecoderRun:
                 "one cache, token by token, can be pruned"
             )
 
+    def before_ffn(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """The forward pre-hook of one layer's feed-forward part: what it gets instead, or None."""
+        cut = self.cuts.get(layer + 1)
+        if self.forwards != 1 or cut is None or not cut.before_ffn:
+            return None
+        self.taps.close()
+        change = self.decided[cut.layer] = self._choose(cut, hidden, None)
+        return None if change is None else self._arranged(hidden, change)
+
+    def behind_ffn(self, layer: int, output: Tensor) -> Tensor | None:
+        """The forward hook of that part: its output at the slots that are left; the others get nothing added.
+
+        What was dropped is still in the residual stream and leaves it before the next layer.
+        """
+        change = self.decided.get(layer + 1) if self.forwards == 1 else None
+        if change is None:
+            return None
+        source = self._for_beams(change.shorter.source).to(output.device)
+        whole = output.new_zeros((output.shape[0], change.length, output.shape[2]))
+        return whole.scatter(1, source.unsqueeze(-1).expand(output.shape), output)
+
+    def behind_layers(self, output: Tensor) -> Tensor | None:
+        """The forward hook of the last layer, for a cut within it."""
+        cut = self.cuts.get(len(self.adapter.decoder_layers))
+        if self.forwards != 1 or cut is None:
+            return None
+        self.taps.close()
+        change = self.decided.pop(cut.layer) if cut.layer in self.decided else self._choose(cut, output, None)
+        self._finish()
+        return None if change is None else self._arranged(output, change)
+
     def _prefill(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         self.taps.close()  # what was read at the layer before is in `seen`
         if layer in self.cuts:
@@ -159,46 +208,73 @@ class DecoderRun:
         return hidden
 
     def _cut(self, cut: Cut, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Choose, and gather what stays."""
-        for counts, tokens in zip(self.counts, self.tokens, strict=True):
-            counts.extend([tokens.n] * (cut.layer - len(counts)))
-        start = now(hidden.device)
+        """Choose, unless that was done within the layer before, and gather what stays."""
         current = self.step[self.made[-1][0]].rotary if self.made else kwargs["position_embeddings"]
-        with torch.no_grad():
-            readings = self._readings(cut, hidden, current)
-            self.tokens = fill_signals(self.tokens, cut.wants, self.layout, readings)
-        total = [tokens.n for tokens in self.tokens]
-        kept = [torch.arange(n, device=self.layout.mask.device) for n in total]
-        for stage in cut.stages:
-            for i, selection in enumerate(stage.select_batch(self.tokens)):
-                rows = selection.indices.sort().values  # in the decoder tokens keep their order
-                self.stages[i].append(
-                    StageCount(stage=repr(stage), tokens_in=self.tokens[i].n, tokens_out=selection.kept)
-                )
-                self.tokens[i] = self.tokens[i].take(rows)
-                kept[i] = kept[i][rows.to(kept[i].device)]
-        self.tokens = [replace(tokens, **dict.fromkeys(DECODER_SIGNALS)) for tokens in self.tokens]  # type: ignore[arg-type]
-        if all(rows.shape[0] == n for rows, n in zip(kept, total, strict=True)):
-            self.seconds += now(hidden.device) - start
+        change = self.decided.pop(cut.layer) if cut.layer in self.decided else self._choose(cut, hidden, current)
+        if change is None:
             return hidden
-        self.layout, source = shorten(self.layout, kept, cut.policy)
-        self.seconds += now(hidden.device) - start
-        source = self._for_beams(source).to(hidden.device)
-        hidden = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        hidden = self._arranged(hidden, change)
         if cut.policy == "original":
-            rotary = _gathered(current, source)
+            rotary = _gathered(current, self._for_beams(change.shorter.anchor).to(hidden.device))
         else:
             rotary = self.adapter.decoder.rotary_emb(hidden, position_ids=self._for_beams(self.layout.positions))
         self.made.append((cut.layer, self.layout))
         self.step[cut.layer] = Step(self._mask(cut.layer, self.layout, hidden), rotary)
         return hidden
 
-    def _readings(self, cut: Cut, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """What the stages want to know, one row per prompt."""
-        readings: dict[str, Tensor] = dict(self.seen[0]) if self.seen else {}
+    def _choose(self, cut: Cut, hidden: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Change | None:
+        """Run the stages of a cut; None when they keep everything."""
+        for counts, left in zip(self.counts, self.left, strict=True):
+            counts.extend([left.shape[0]] * (cut.layer - len(counts)))
+        start = now(hidden.device)
+        with torch.no_grad():
+            readings = self._readings(cut, hidden, rotary)
+            self.tokens = fill_signals(self.tokens, cut.wants, self.layout, readings)
+        total = [left.shape[0] for left in self.left]
+        kept = [torch.arange(n, device=self.layout.mask.device) for n in total]
+        extra: list[Tensor] = []
+        for stage in cut.stages:
+            selections = stage.select_batch(self.tokens)
+            extra = [selection.extra for selection in selections if selection.extra is not None]
+            for i, selection in enumerate(selections):
+                self._keep(i, stage, selection)
+                rows = selection.indices.sort().values  # in the decoder tokens keep their order
+                kept[i] = kept[i][rows.to(kept[i].device)]
+        self.tokens = [replace(tokens, **dict.fromkeys(DECODER_SIGNALS)) for tokens in self.tokens]  # type: ignore[arg-type]
+        new = [tokens.shape[0] for tokens in extra]
+        if not sum(new) and all(rows.shape[0] == n for rows, n in zip(kept, total, strict=True)):
+            self.seconds += now(hidden.device) - start
+            return None
+        length, made = self.layout.mask.shape[1], made_rows(self.layout, extra) if sum(new) else None
+        shorter = shorten(self.layout, kept, cut.policy, new)
+        self.layout = shorter.layout
+        self.seconds += now(hidden.device) - start
+        return Change(shorter, length, made)
+
+    def _keep(self, image: int, stage: PruningStrategy, selection: Selection) -> None:
+        """Note what a stage left of an image."""
+        tokens, rows = self.tokens[image], selection.indices.sort().values
+        made = 0 if selection.extra is None else selection.extra.shape[0]
+        count = StageCount(stage=repr(stage), tokens_in=tokens.n, tokens_out=selection.kept, made=made)
+        self.stages[image].append(count)
+        if not stage.withdraws:  # `Tokens` are never empty
+            self.tokens[image] = tokens.take(rows, extra=selection.extra)
+        self.left[image] = tokens.positions[:0] if stage.withdraws else self.tokens[image].positions
+
+    def _arranged(self, hidden: Tensor, change: Change) -> Tensor:
+        """What stands in the slots behind a cut."""
+        if change.new is not None:
+            hidden = torch.cat([hidden, self._for_beams(change.new).to(hidden)], dim=1)
+        source = self._for_beams(change.shorter.source).to(hidden.device)
+        return hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+    def _readings(self, cut: Cut, hidden: Tensor, rotary: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+        """What the stages want to know: one row per prompt, or an entry per image."""
+        readings: dict[str, Any] = dict(self.seen[0]) if self.seen else {}
         self.seen = []
         first = hidden[:: self.copies].detach()
-        if "decoder_next_attention" in cut.wants:
+        readings |= {"hidden": first, "embeds": self.before.prompt.embeds.detach(), "entered": self.entered}
+        if "decoder_next_attention" in cut.wants and rotary is not None:
             cos, sin = (part if part.shape[0] == 1 else part[:: self.copies] for part in rotary)
             layer, attention = self.adapter.decoder_layers[cut.layer], self.adapter.decoder_attention[cut.layer]
             readings["next_attention"] = next_attention(layer, attention, first, (cos, sin), self.layout.mask)
@@ -233,8 +309,8 @@ class DecoderRun:
 
     def _finish(self) -> None:
         layers = len(self.adapter.decoder_layers)
-        for counts, tokens in zip(self.counts, self.tokens, strict=True):
-            counts.extend([tokens.n] * (layers - len(counts)))
+        for counts, left in zip(self.counts, self.left, strict=True):
+            counts.extend([left.shape[0]] * (layers - len(counts)))
         self.finished = True
         self.report(self)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.decoder import DecoderRun
@@ -30,10 +30,43 @@ class Inside:
         self.open: set[DecoderRun] = set()
 
     def hooks(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
-        """Forward pre-hooks for the layer before the first cut and all that follow."""
+        """Forward pre-hooks for the layer before the first cut and all that follow, and for cuts within a layer."""
         first = self.plan.cuts[0].layer - 1
         layers = list(enumerate(self.adapter.decoder_layers))[first:]
-        return [(layer, functools.partial(self.on_layer, number)) for number, layer in layers]
+        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (layer, functools.partial(self.on_layer, number)) for number, layer in layers
+        ]
+        return [*hooks, *((part, functools.partial(self.on_ffn, number)) for number, part in self._cut_within())]
+
+    def hooks_behind(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        """Forward hooks for cuts within a layer."""
+        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (part, functools.partial(self.behind_ffn, number)) for number, part in self._cut_within()
+        ]
+        if self.plan.cuts[-1].layer == len(self.adapter.decoder_layers):
+            hooks.append((self.adapter.decoder_layers[-1], self.behind_layers))
+        return hooks
+
+    def _cut_within(self) -> list[tuple[int, nn.Module]]:
+        """Layers that are cut between attention and feed-forward, and the module of the latter."""
+        layers: list[Any] = list(self.adapter.decoder_layers)
+        return [(cut.layer - 1, layers[cut.layer - 1].mlp) for cut in self.plan.cuts if cut.before_ffn]
+
+    def on_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Stands before the feed-forward part of decoder layer `number`."""
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        changed = None if run is None else run.before_ffn(number, args[0])
+        return None if changed is None else ((changed, *args[1:]), kwargs)
+
+    def behind_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Stands behind it."""
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        return None if run is None else run.behind_ffn(number, output)
+
+    def behind_layers(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Stands behind the last decoder layer."""
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        return None if run is None else run.behind_layers(output)
 
     def on_layer(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -106,6 +139,8 @@ def cut_inside(adapter: Adapter, plan: Plan, before: Pruned) -> Iterator[Decoder
     with ExitStack() as stack:
         for module, hook in inside.hooks():
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        for module, hook in inside.hooks_behind():
+            stack.callback(module.register_forward_hook(hook).remove)
         run = inside.follow("generate", before, stack)
         yield run
         run.check_finished()

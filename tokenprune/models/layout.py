@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenprune.models.compact import PrunedPrompt
+from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.prompt import Prompt
 from tokenprune.strategy import PositionPolicy
 from tokenprune.tokens import Selection
+
+MADE = -2
+"""In place of a dense column: a token that was made inside the decoder."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -20,10 +25,10 @@ class Layout:
     Attributes:
         mask: bool (b, k), False on padding.
         positions: int64 (b, k), 0 on padding.
-        columns: int64 (b, k), column of the dense prompt, -1 on padding.
+        columns: int64 (b, k), column of the dense prompt, -1 on padding, `MADE` for a token made on the way.
         lengths: number of real slots of each row, known without asking the device.
         rows: row of each image.
-        slots: int64 (n,) for each image: slots of the visual tokens that are left, ascending.
+        slots: int64 (n,) for each image: slots of its tokens that are left, and of those made from it; ascending.
         shift: int64 (b,), how far positions of new tokens lie below those that `generate` counts; None for nowhere.
     """
 
@@ -34,6 +39,21 @@ class Layout:
     rows: tuple[int, ...]
     slots: tuple[Int[Tensor, " _"], ...]
     shift: Int[Tensor, " b"] | None = None
+
+
+class Shorter(NamedTuple):
+    """A shorter sequence and where it comes from.
+
+    Attributes:
+        layout: the new layout.
+        source: int64 (b, k), for each of its slots the old slot that goes there; from the old length on: new tokens of
+            the row.
+        anchor: int64 (b, k), the old slot whose position it has: the same, for a new token the kept one before it.
+    """
+
+    layout: Layout
+    source: Int[Tensor, "b k"]
+    anchor: Int[Tensor, "b k"]
 
 
 def entering(prompt: Prompt, pruned: PrunedPrompt, selections: Sequence[Selection]) -> Layout:
@@ -65,43 +85,85 @@ def entering(prompt: Prompt, pruned: PrunedPrompt, selections: Sequence[Selectio
 
 
 def shorten(
-    layout: Layout, kept: Sequence[Int[Tensor, " _"]], policy: PositionPolicy
-) -> tuple[Layout, Int[Tensor, "b r"]]:
-    """Drop visual tokens. The order of what is left stays.
+    layout: Layout, kept: Sequence[Int[Tensor, " _"]], policy: PositionPolicy, made: Sequence[int] = ()
+) -> Shorter:
+    """Drop visual tokens, and make room for new ones behind those of an image that stay. The order of the rest stays.
 
     Args:
         layout: the sequences.
         kept: of each image the tokens that stay, as ascending places within its `slots`.
-        policy: "original": everything keeps the position that it has. "compact": positions count up from that of the
-            row's first token.
+        policy: "original": everything keeps the position that it has, and new tokens take that of the slot before them.
+            "compact": positions count up from that of the row's first token.
+        made: number of new tokens of each image; none where it is left out.
 
-    Returns:
-        The new layout, and for each of its slots the old slot that goes there.
+    Raises:
+        UnsupportedError: when a row would have no token left.
     """
+    made = made or [0] * len(kept)
     flags, lengths = layout.mask.clone(), list(layout.lengths)
     chosen = [slots[places] for slots, places in zip(layout.slots, kept, strict=True)]
-    for row, slots, stay in zip(layout.rows, layout.slots, chosen, strict=True):
+    for row, slots, stay, new in zip(layout.rows, layout.slots, chosen, made, strict=True):
         flags[row, slots] = False
         flags[row, stay] = True
-        lengths[row] -= slots.shape[0] - stay.shape[0]
-    length, counts = max(lengths), flags.sum(1, keepdim=True)
+        lengths[row] += stay.shape[0] + new - slots.shape[0]
+    if min(lengths) == 0:
+        raise UnsupportedError("prune: a prompt of visual tokens alone would be empty; keep some, or add text")
+    old, room = flags.shape[1], max(_per_row(layout.rows, made), default=0)
+    # Every slot, and behind them room for the new tokens of the row, gets a key by which it is sorted; -1: not there.
+    key = torch.where(flags, torch.arange(old, device=flags.device) * (room + 1), -1)
+    anchor = torch.arange(old, device=flags.device).expand(flags.shape)
+    if room:
+        key = torch.cat([key, key.new_full((key.shape[0], room), -1)], dim=1)
+        anchor = torch.cat([anchor, anchor.new_zeros((key.shape[0], room))], dim=1)
+    places, used = [], dict.fromkeys(layout.rows, 0)
+    for row, stay, new in zip(layout.rows, chosen, made, strict=True):
+        start = old + used[row]
+        used[row] += new
+        if new:
+            anchor[row, start : start + new] = stay[-1]
+            key[row, start : start + new] = stay[-1] * (room + 1) + 1 + torch.arange(new, device=key.device)
+        places.append(torch.cat([stay, torch.arange(start, start + new, device=stay.device)]))
+    length, counts = max(lengths), (key >= 0).sum(1, keepdim=True)
     # A stable sort puts what is dropped first and what stays, in order, last: padding is on the left again.
-    source = flags.to(torch.int8).sort(dim=1, stable=True).indices[:, flags.shape[1] - length :]
+    source = key.sort(dim=1, stable=True).indices[:, key.shape[1] - length :]
+    anchor = anchor.gather(1, source)
     mask = torch.arange(length, device=flags.device) >= length - counts
-    place = flags.long().cumsum(1) - 1 + length - counts
-    positions, shift = layout.positions.gather(1, source), layout.shift
+    slot = torch.zeros_like(key).scatter(1, source, torch.arange(length, device=key.device).expand(source.shape))
+    positions, shift = layout.positions.gather(1, anchor), layout.shift
     if policy == "compact":
         first = layout.positions.gather(1, layout.mask.long().argmax(1, keepdim=True))
         positions = first + mask.long().cumsum(1) - 1
         before = 0 if shift is None else shift
         shift = before + layout.positions[:, -1] - positions[:, -1]
+    columns = layout.columns.gather(1, anchor).masked_fill(source >= old, MADE).masked_fill(~mask, -1)
     shortened = Layout(
         mask=mask,
         positions=positions.masked_fill(~mask, 0),
-        columns=layout.columns.gather(1, source).masked_fill(~mask, -1),
+        columns=columns,
         lengths=tuple(lengths),
         rows=layout.rows,
-        slots=tuple(place[row, stay] for row, stay in zip(layout.rows, chosen, strict=True)),
+        slots=tuple(slot[row, here] for row, here in zip(layout.rows, places, strict=True)),
         shift=shift,
     )
-    return shortened, source
+    return Shorter(shortened, source, anchor)
+
+
+def _per_row(rows: Sequence[int], made: Sequence[int]) -> list[int]:
+    return [sum(new for row, new in zip(rows, made, strict=True) if row == here) for here in sorted(set(rows))]
+
+
+def made_rows(layout: Layout, made: Sequence[Float[Tensor, "_ d"]]) -> Float[Tensor, "b r d"] | None:
+    """New tokens of all images, side by side per row as `Shorter.source` counts them; None when there are none.
+
+    Args:
+        layout: the sequences.
+        made: new tokens of each image.
+    """
+    if not sum(new.shape[0] for new in made):
+        return None
+    nothing = made[0][:0]
+    rows = [
+        torch.cat([nothing, *(new for row, new in zip(layout.rows, made, strict=True) if row == here)])
+        for here in range(layout.mask.shape[0])
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -32,7 +32,8 @@ class LlavaAdapter(Adapter):
     def signals(self) -> frozenset[str]:
         """Those of the CLS token only with a tower that has one."""
         cls = getattr(getattr(self.vision_tower, "embeddings", None), "class_embedding", None)
-        of_cls = {"cls_attention", "cls_attention_first", "vision_cls", "vision_last_cls"} if cls is not None else set()
+        of_cls = {"cls_attention", "cls_attention_first", "cls_attention_last", "vision_cls", "vision_last_cls"}
+        of_cls = of_cls if cls is not None else set()
         return super().signals | {"vision_states", "vision_keys", "vision_last_keys", "project"} | of_cls
 
     def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
@@ -68,7 +69,7 @@ class LlavaAdapter(Adapter):
         wanted: dict[int, set[str]] = {}
         for place, names in (
             (layer if layer < 0 else layer - 1, {"cls_attention", "vision_keys"}),
-            (-1, {"vision_last_keys", "vision_last_cls"}),
+            (-1, {"vision_last_keys", "vision_last_cls", "cls_attention_last"}),
             (0, {"cls_attention_first"}),
         ):
             if names & set(want):

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from tokenprune.models.signals import MID_LAYER
 from tokenprune.pipeline import Pipeline, StagedStrategy
 from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
+from tokenprune.tokens import DECODER_SIGNALS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,11 @@ class Cut:
     layer: int
     stages: tuple[PruningStrategy, ...]
     policy: PositionPolicy
+
+    @property
+    def before_ffn(self) -> bool:
+        """True when it can be made within the layer before, as soon as that one's attention is known."""
+        return all(stage.before_ffn for stage in self.stages) and self.wants & set(DECODER_SIGNALS) <= MID_LAYER
 
     @property
     def wants(self) -> frozenset[str]:

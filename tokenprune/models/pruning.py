@@ -13,7 +13,7 @@ from tokenprune.models.inputs import PadIds
 from tokenprune.models.plan import Plan, make_plan
 from tokenprune.models.prompt import Prompt, build_prompt, is_placeholder
 from tokenprune.models.refuse import refuse_embeddings
-from tokenprune.models.select import Chosen, as_strategy, check_strategy_fits, choose_all, select_tokens
+from tokenprune.models.select import Chosen, as_strategy, choose_all, fit_strategy, select_tokens
 from tokenprune.models.turns import CachedPrompt, check_images, continue_prompt, new_segments, overlap
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
@@ -161,8 +161,7 @@ def prune_inputs(
     """
     adapter = adapter_for(model)
     adapter.clip = clip
-    strategy = as_strategy(strategy)
-    check_strategy_fits(strategy, adapter)
+    strategy = fit_strategy(as_strategy(strategy), adapter)
     plan = make_plan(strategy, positions)
     if plan.cuts:
         raise UnsupportedError(

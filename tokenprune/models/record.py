@@ -1,7 +1,7 @@
 """The record: what was pruned, where, and how long choosing took."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any, Literal
 
@@ -25,7 +25,8 @@ class ImageRecord:
         prompt: row of the batch.
         image: number of the image within its prompt.
         tokens_in: visual tokens that came.
-        tokens_kept: visual tokens that entered the language model, or that its last stage inside the decoder left.
+        tokens_kept: tokens of the image that entered the language model, or that the last stage inside the decoder
+            left; 0 where a stage withdraws them all.
         indices: int64 (tokens_kept,) on the CPU, original indices in the order in which they entered.
         requested: tokens asked for; None when the method finds the number itself; may exceed `tokens_in`.
         merged: True when kept tokens carry new features.
@@ -34,8 +35,10 @@ class ImageRecord:
         positions: position policy that was used.
         select_seconds: seconds that the call spent on choosing, for *all* its images together.
         layer: for the site "decoder", the layer from which on only `indices` are left.
-        layer_tokens: for the site "decoder", the number of this image's tokens that enter each decoder layer.
+        layer_tokens: for the site "decoder", the number of this image's tokens that enter each decoder layer, those
+            that were made on the way included.
         frozen: True when the selection is that of an earlier turn, kept by `turns="freeze"`.
+        extra_tokens: tokens made inside the decoder that are left beside `indices`.
     """
 
     call: int
@@ -53,6 +56,7 @@ class ImageRecord:
     layer: int | None = None
     layer_tokens: tuple[int, ...] = ()
     frozen: bool = False
+    extra_tokens: int = 0
 
     @property
     def layer_average(self) -> float:
@@ -75,12 +79,13 @@ class ImageRecord:
         return {
             **{name: getattr(self, name) for name in names},
             "indices": self.indices.tolist(),
-            "stages": [{"stage": s.stage, "tokens_in": s.tokens_in, "tokens_out": s.tokens_out} for s in self.stages],
+            "stages": [asdict(stage) for stage in self.stages],
             "select_seconds": self.select_seconds,
             "layer": self.layer,
             "layer_tokens": list(self.layer_tokens),
             "layer_average": self.layer_average,
             "frozen": self.frozen,
+            "extra_tokens": self.extra_tokens,
         }
 
 
@@ -93,8 +98,8 @@ class CallRecord:
         prompts: rows of the batch.
         columns_in: length of the padded dense prompt.
         columns_kept: length of the padded pruned prompt (behind the last stage), that of a forward's logits.
-        columns: int64 (prompts, columns_kept) on the CPU: dense column of each slot, -1 on padding; None for a call
-            without images, which went to the model unchanged.
+        columns: int64 (prompts, columns_kept) on the CPU: dense column of each slot, -1 on padding, -2 for a token made
+            inside the decoder; None for a call without images, which went to the model unchanged.
         images: its images.
         select_seconds: seconds spent on choosing.
         cached: leading columns that stood in a cache from an earlier turn, and were not computed again.
@@ -207,6 +212,7 @@ class Record:
                     layer=self.strategy.layer,
                     layer_tokens=entering,
                     frozen=old,
+                    extra_tokens=0 if selection.extra is None else selection.extra.shape[0],
                 )
                 for segment, selection, rows, entering, old in zip(
                     prompt.segments, selections, indices, counts, kept_from_before, strict=True

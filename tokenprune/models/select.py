@@ -30,6 +30,18 @@ def as_strategy(strategy: PruningStrategy | str) -> PruningStrategy:
     return strategy
 
 
+def fit_strategy(strategy: PruningStrategy, adapter: Adapter) -> PruningStrategy:
+    """The strategy as it runs on this model: see `PruningStrategy.at_depth`.
+
+    Raises:
+        UnsupportedError: when it cannot run there (`check_strategy_fits`).
+    """
+    if "decoder" in adapter.sites:
+        strategy = strategy.at_depth(len(adapter.decoder_layers))
+    check_strategy_fits(strategy, adapter)
+    return strategy
+
+
 def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
     """Raise unless every stage acts where this family can be pruned, and gets the signals that it needs.
 
@@ -69,15 +81,21 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
 
 def _check_decoder_stage(stage: PruningStrategy, adapter: Adapter) -> None:
     family, layers, config = type(adapter.model).__name__, len(adapter.decoder_layers), adapter.decoder.config
-    if stage.layer is None or not 1 <= stage.layer < layers:
+    last = layers if stage.before_ffn else layers - 1  # within the last layer, its feed-forward part is still to come
+    if stage.layer is None or not 1 <= stage.layer <= last:
         raise UnsupportedError(
             f"prune: {stage!r} acts at the 'decoder' site with layer={stage.layer!r}, but {family} has layers 0 to "
-            f"{layers - 1} and the layer before decides; choose a layer from 1 to {layers - 1}"
+            f"{layers - 1} and the layer before decides; choose a layer from 1 to {last}"
         )
     if stage.merges:
         raise UnsupportedError(
-            f"prune: {stage!r} makes new tokens, which is not supported inside the language model; choose a strategy "
-            "that keeps tokens as they are"
+            f"prune: {stage!r} makes new tokens in place of old ones, which is not supported inside the language "
+            "model; choose a strategy that keeps tokens as they are, or puts new ones behind them"
+        )
+    if stage.before_ffn and not all(hasattr(layer, "mlp") for layer in adapter.decoder_layers):
+        raise UnsupportedError(
+            f"prune: {stage!r} drops between attention and feed-forward, but layers of {family} have no `mlp`; choose "
+            "a strategy that drops between layers"
         )
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None

@@ -5,15 +5,26 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.layout import Layout
 from tokenprune.models.tap import Reader, attention_rows, tap
 from tokenprune.tokens import Tokens
 
-_BY_TAP = {"decoder_attention": "attention", "decoder_keys": "keys", "decoder_text_keys": "keys"}
+_BY_TAP = {
+    "decoder_attention": "attention",
+    "decoder_keys": "keys",
+    "decoder_text_keys": "keys",
+    "decoder_text_attention": "text_attention",
+    "decoder_peaks": "peaks",
+}
 """Fields that a tap on the layer before a cut gives, and what it reads for them."""
+
+MID_LAYER = frozenset(_BY_TAP) | {"decoder_entered", "decoder_text"}
+"""Fields that are known as soon as that layer's attention is."""
 
 
 def reader_for(want: Collection[str], layout: Layout, copies: int) -> Reader | None:
@@ -34,15 +45,42 @@ def reader_for(want: Collection[str], layout: Layout, copies: int) -> Reader | N
 
     def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
         # A static cache hands over all its slots, also those that nothing has been written to.
-        query, key = query[::copies, :, -1:].detach(), key[::copies, :, :length].detach()
-        seen = {}
+        query, key = query[::copies].detach(), key[::copies, :, :length].detach()
+        mask = layout.mask.to(key.device)
+        seen: dict[str, Any] = {}
         if "attention" in readings:
-            seen["attention"] = attention_rows(query, key, scaling, layout.mask.to(key.device))[:, :, 0]
+            seen["attention"] = attention_rows(query[:, :, -1:], key, scaling, mask)[:, :, 0]
+        for image in range(len(layout.rows)) if readings & {"text_attention", "peaks"} else ():
+            for name, value in _read_image(image, query, key, scaling, layout, readings).items():
+                seen.setdefault(name, []).append(value)
         if "keys" in readings:
             seen["keys"] = key.transpose(1, 2).flatten(2).clone()  # a static cache writes on into its slots
         return seen
 
     return read
+
+
+def _read_image(
+    image: int, query: Tensor, key: Tensor, scaling: float, layout: Layout, readings: Collection[str]
+) -> dict[str, Tensor]:
+    """Attention to one image's tokens from themselves and from the text behind."""
+    row, slots = layout.rows[image], layout.slots[image].to(key.device)
+    text = _text_behind(layout, row, slots).to(key.device)
+    if not text.shape[0]:
+        raise UnsupportedError(
+            f"prune: prompt {row} has no text behind its image {layout.rows[:image].count(row)}, and a stage inside "
+            "the decoder chooses by what that text attends to; put the question behind the image"
+        )
+    one, asking = slice(row, row + 1), torch.cat([slots, text]) if "peaks" in readings else text
+    visible = layout.mask[one].to(key.device)
+    rows = attention_rows(query[one][:, :, asking], key[one], scaling, visible, asking)[0][..., slots]
+    seen = {}
+    if "peaks" in readings:
+        strongest, n = rows.amax(0), slots.shape[0]
+        seen["peaks"] = torch.stack([strongest[:n].sum(0) / n, strongest[n:].sum(0)])
+    if "text_attention" in readings:
+        seen["text_attention"] = rows[:, -text.shape[0] :].mean(0)
+    return seen
 
 
 class _StopError(Exception):
@@ -82,7 +120,7 @@ def next_attention(
 
 
 def fill_signals(
-    images: Sequence[Tokens], want: Collection[str], layout: Layout, readings: Mapping[str, Tensor]
+    images: Sequence[Tokens], want: Collection[str], layout: Layout, readings: Mapping[str, Any]
 ) -> list[Tokens]:
     """Every image with its own part of what was read.
 
@@ -90,21 +128,26 @@ def fill_signals(
         images: the visual tokens that are left.
         want: names of `Tokens` fields.
         layout: where they stand.
-        readings: by name, prompts first: attention and next_attention float (b, h, k), keys float (b, k, e), states
-            float (b, k, d).
+        readings: by name. Prompts first: attention and next_attention float (b, h, k), keys float (b, k, e), states and
+            hidden float (b, k, d), embeds float (b, l, d) over the columns of the dense prompt. For each image: peaks
+            float (2, n), text_attention float (t, n), entered float (e, d).
     """
     wanted = [name for name in want if name in _PARTS]
     if not wanted:
         return list(images)
     filled = []
-    for tokens, row, slots in zip(images, layout.rows, layout.slots, strict=True):
-        places = {"image": slots, "text": _text_behind(layout, row, slots)}
+    for image, (tokens, row, slots) in enumerate(zip(images, layout.rows, layout.slots, strict=True)):
+        text = _text_behind(layout, row, slots)
+        places = {"image": slots, "text": text, "column": layout.columns[row, text]}
         changes = {}
         for name in wanted:
             reading, part, take = _PARTS[name]
+            if part == "whole":
+                changes[name] = readings[reading][image].to(tokens.visual.device)
+                continue
             source = readings[reading][row]
             changes[name] = take(source, places[part].to(source.device)).to(tokens.visual.device)
-        filled.append(replace(tokens, **changes))  # type: ignore[arg-type]
+        filled.append(replace(tokens, **changes))
     return filled
 
 
@@ -131,7 +174,12 @@ _PARTS: dict[str, tuple[str, str, Callable[[Tensor, Tensor], Tensor]]] = {
     "decoder_next_attention": ("next_attention", "image", _columns),
     "decoder_keys": ("keys", "image", _rows),
     "decoder_states": ("states", "image", _rows),
+    "decoder_hidden": ("hidden", "image", _rows),
+    "decoder_text_attention": ("text_attention", "whole", _rows),
+    "decoder_peaks": ("peaks", "whole", _rows),
+    "decoder_entered": ("entered", "whole", _rows),
+    "decoder_text": ("embeds", "column", _rows),
     "decoder_text_keys": ("keys", "text", _rows),
     "decoder_text_states": ("states", "text", _rows),
 }
-"""For each field: which reading, of whose slots, and how they are taken out of the image's row."""
+"""For each field: which reading, of whose slots ("whole": it is the image's own), and how they are taken out of it."""

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -43,20 +43,25 @@ def attention_rows(
     key: Float[Tensor, "b g n d"],
     scaling: float,
     visible: Bool[Tensor, "b n"] | None = None,
+    slots: Int[Tensor, " q"] | None = None,
 ) -> Float[Tensor, "b h q n"]:
-    """Softmax attention of the given queries to all keys, in float32, without a causal mask.
+    """Softmax attention of the given queries to all keys, in float32.
 
     Args:
         query: the wanted query rows only.
         key: all keys; h must be a multiple of g (grouped-query attention).
         scaling: factor on the inner products.
         visible: bool (b, n), False on keys that nobody attends to (padding); None for no such keys.
+        slots: int64 (q,), the place of each query among the keys, for a causal mask; None for none.
     """
     groups = query.shape[1] // key.shape[1]
     keys = key.repeat_interleave(groups, dim=1) if groups > 1 else key
     logits = (query.float() @ keys.float().transpose(-1, -2)) * scaling
     if visible is not None:
         logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
+    if slots is not None:
+        later = torch.arange(key.shape[2], device=slots.device) > slots[:, None]
+        logits = logits.masked_fill(later, -torch.inf)
     return torch.softmax(logits, dim=-1)
 
 
@@ -95,8 +100,8 @@ def tower_reader(want: Collection[str], prefix: int) -> Reader:
     """A reader for `tap` on a vision tower; row 0 of the tower is taken for the CLS token.
 
     Args:
-        want: names of `Tokens` fields, of "cls_attention", "cls_attention_first", "vision_keys", "vision_last_keys" and
-            "vision_last_cls".
+        want: names of `Tokens` fields, of "cls_attention", "cls_attention_first", "cls_attention_last", "vision_keys",
+            "vision_last_keys" and "vision_last_cls".
         prefix: number of leading rows that are no visual tokens (1 for a dropped CLS token).
 
     Returns:
@@ -105,7 +110,7 @@ def tower_reader(want: Collection[str], prefix: int) -> Reader:
 
     def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
-        for name in {"cls_attention", "cls_attention_first"} & set(want):
+        for name in {"cls_attention", "cls_attention_first", "cls_attention_last"} & set(want):
             seen[name] = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:]
         if "vision_keys" in want:
             seen["vision_keys"] = key.mean(1)[:, prefix:]

@@ -18,6 +18,7 @@ SIGNALS = (
     "vision_keys",
     "vision_last_keys",
     "vision_last_cls",
+    "cls_attention_last",
 )
 """Fields of `Tokens` that hold a tensor from the vision tower."""
 
@@ -37,8 +38,8 @@ class Vision:
         keys: `Tokens.key` of each image, when asked for.
         tiles: `Tokens.tiles` of each image that has several tiles or newline tokens, None for the others.
         tile_grids: `Tokens.tile_grid` of each image, or None.
-        cls_attention, cls_attention_first, vision_states, vision_cls, vision_keys, vision_last_keys, vision_last_cls:
-            the field of `Tokens` of that name for each image, when asked for.
+        cls_attention, cls_attention_first, cls_attention_last, vision_states, vision_cls, vision_keys,
+            vision_last_keys, vision_last_cls: the field of `Tokens` of that name for each image, when asked for.
         clip_visual: the same; filled by `see`, not by adapters.
         project: the projector, when asked for.
     """
@@ -56,6 +57,7 @@ class Vision:
     vision_keys: tuple[Float[Tensor, "_ e"], ...] | None = None
     vision_last_keys: tuple[Float[Tensor, "_ f"], ...] | None = None
     vision_last_cls: tuple[Float[Tensor, "2 f"], ...] | None = None
+    cls_attention_last: tuple[Float[Tensor, "h _"], ...] | None = None
     clip_visual: tuple[Float[Tensor, "_ p"], ...] | None = None
     project: Callable[[Tensor], Tensor] | None = None
 

@@ -73,8 +73,12 @@ def check_facts(strategy: PruningStrategy) -> None:
     _require(not unknown, strategy, f"needs or uses {unknown}, which are no fields of Tokens")
     _require(strategy.site in ("tower", "projector", "decoder"), strategy, f"site is {strategy.site!r}")
     _require(strategy.positions in ("original", "compact"), strategy, f"positions is {strategy.positions!r}")
-    in_decoder = strategy.site == "decoder" and (not isinstance(strategy.layer, int) or strategy.layer < 1)
+    layer = strategy.at_depth(32).layer if strategy.layer is None else strategy.layer
+    in_decoder = strategy.site == "decoder" and (not isinstance(layer, int) or layer < 1)
     _require(not in_decoder, strategy, f"acts in the decoder, so layer must be at least 1, got {strategy.layer!r}")
+    for fact in ("withdraws", "extends", "before_ffn"):
+        allowed = not getattr(strategy, fact) or strategy.site == "decoder"
+        _require(allowed, strategy, f"{fact} is for strategies inside the decoder")
     for final in ("select", "select_batch", "count", "_checked", "_check_input"):
         same = getattr(type(strategy), final) is getattr(PruningStrategy, final)
         _require(same, strategy, f"overrides {final}, which is final; write _select or _select_batch")
@@ -120,7 +124,8 @@ def _check_selection(strategy: PruningStrategy, tokens: Tokens, selection: Selec
     )
     _require(len(set(kept)) == len(kept), strategy, f"indices repeat: {kept}")
     _require(not strategy.ascending or kept == sorted(kept), strategy, f"indices do not ascend: {kept}")
-    _require(min(kept) >= 0 and max(kept) < tokens.n, strategy, f"indices out of range: {kept}")
+    _require(bool(kept) != strategy.withdraws, strategy, f"`withdraws` is {strategy.withdraws}, but {len(kept)} stay")
+    _require(all(0 <= index < tokens.n for index in kept), strategy, f"indices out of range: {kept}")
     order = selection.order
     _require(
         order is None or sorted(order.tolist()) == sorted(kept), strategy, "`order` holds other rows than `indices`"
@@ -138,6 +143,7 @@ def check_keep_all(strategy: PruningStrategy) -> None:
             _require(selection.indices.tolist() == list(range(tokens.n)), variant, "keep-all is not the identity")
             same = selection.features is None or torch.equal(selection.features, tokens.visual)
             _require(same, variant, "keep-all changes the token vectors")
+            _require(selection.extra is None or not len(selection.extra), variant, "keep-all makes further tokens")
 
 
 def check_deterministic(strategy: PruningStrategy) -> None:
@@ -266,9 +272,8 @@ def _expect_error(strategy: PruningStrategy, name: str, call: Callable[[], objec
 
 
 def _same(a: Selection, b: Selection) -> bool:
-    if not torch.equal(a.indices, b.indices) or (a.features is None) != (b.features is None):
-        return False
-    return a.features is None or b.features is None or torch.equal(a.features, b.features)
+    pairs = ((a.indices, b.indices), (a.features, b.features), (a.extra, b.extra))
+    return all((x is None) == (y is None) and (x is None or y is None or torch.equal(x, y)) for x, y in pairs)
 
 
 def _stages(strategy: PruningStrategy) -> tuple[PruningStrategy, ...]:

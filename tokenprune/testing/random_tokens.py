@@ -34,9 +34,9 @@ def random_tokens(
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
 
-    def attention() -> torch.Tensor:
-        rows = torch.rand((4, n), generator=draw, dtype=torch.float64)
-        return (rows / rows.sum(1, keepdim=True)).to(dtype)
+    def attention(rows: int = 4) -> torch.Tensor:
+        weights = torch.rand((rows, n), generator=draw, dtype=torch.float64)
+        return (weights / weights.sum(1, keepdim=True)).to(dtype)
 
     return Tokens(
         normal(n, width),
@@ -61,5 +61,11 @@ def random_tokens(
         decoder_text_keys=normal(5, 8),
         decoder_text_states=normal(5, width),
         cls_attention_first=attention(),
+        cls_attention_last=attention(),
+        decoder_hidden=normal(n, width),
+        decoder_text_attention=attention(5),
+        decoder_peaks=attention(2),
+        decoder_entered=normal(n, width),
+        decoder_text=normal(5, width),
         project=torch.tanh,
     )
