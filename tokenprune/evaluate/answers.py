@@ -19,7 +19,7 @@ from tokenprune.models import Prompt, Vision, adapter_for, build_prompt, compact
 from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import make_plan
 from tokenprune.models.pruning import Pruned
-from tokenprune.models.select import fit_strategy
+from tokenprune.models.select import place_strategy
 from tokenprune.strategy import PositionPolicy, PruningStrategy
 from tokenprune.tokens import FIELD_NAMES, Selection
 
@@ -137,7 +137,7 @@ def answer(
     if strategy is not None and selections is not None:
         raise ValueError("answer: give a strategy or selections, not both")
     adapter, prompt = adapter_for(loaded.model), batch.prompt
-    plan = None if strategy is None else make_plan(fit_strategy(strategy, adapter), positions)
+    plan = None if strategy is None else make_plan(place_strategy(strategy, adapter), positions)
     policy = (positions or "compact") if plan is None else plan.policy
     if selections is None:
         selections = select_tokens(None if plan is None else plan.before, prompt)[0]

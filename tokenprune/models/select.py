@@ -30,14 +30,18 @@ def as_strategy(strategy: PruningStrategy | str) -> PruningStrategy:
     return strategy
 
 
+def place_strategy(strategy: PruningStrategy, adapter: Adapter) -> PruningStrategy:
+    """The strategy with every decoder layer named: see `PruningStrategy.at_depth`."""
+    return strategy.at_depth(len(adapter.decoder_layers)) if "decoder" in adapter.sites else strategy
+
+
 def fit_strategy(strategy: PruningStrategy, adapter: Adapter) -> PruningStrategy:
-    """The strategy as it runs on this model: see `PruningStrategy.at_depth`.
+    """The same, checked.
 
     Raises:
         UnsupportedError: when it cannot run there (`check_strategy_fits`).
     """
-    if "decoder" in adapter.sites:
-        strategy = strategy.at_depth(len(adapter.decoder_layers))
+    strategy = place_strategy(strategy, adapter)
     check_strategy_fits(strategy, adapter)
     return strategy
 

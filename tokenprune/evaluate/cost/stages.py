@@ -18,7 +18,7 @@ from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import make_plan
 from tokenprune.models.prompt import Prompt
 from tokenprune.models.pruning import Pruned
-from tokenprune.models.select import fit_strategy
+from tokenprune.models.select import place_strategy
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
 from tokenprune.tokens import Selection
@@ -83,7 +83,7 @@ def run_stages(
     start = now(device)
     prompt = build_prompt(adapter, inputs, vision)
     built = now(device)
-    plan = None if strategy is None else make_plan(fit_strategy(strategy, adapter), positions)
+    plan = None if strategy is None else make_plan(place_strategy(strategy, adapter), positions)
     selections = _everything(prompt) if plan is None else select_tokens(plan.before, prompt)[0]
     pruned = compact(prompt, selections, positions=(positions or "compact") if plan is None else plan.policy)
     chosen = now(device)
