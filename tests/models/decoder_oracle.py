@@ -30,10 +30,9 @@ class View(NamedTuple):
     images: list[Tensor]  # columns of each image's tokens
     original: list[Tensor]  # their original indices
     keys_of_images: list[int]
-    embeds: Tensor  # (prompt columns, width), what entered layer 0
-    text: list[Tensor]  # for each image: columns of the text behind it
-    text_embeds: list[Tensor]  # what entered layer 0 there
-    entered: list[Tensor]  # what entered layer 0 of each image
+    text: Sequence[Tensor] = ()  # for each image: columns of the text behind it
+    text_embeds: Sequence[Tensor] = ()  # what entered layer 0 there
+    entered: Sequence[Tensor] = ()  # what entered layer 0 of each image
 
 
 class Answer(NamedTuple):
@@ -192,7 +191,6 @@ class Row:
             [torch.tensor([place[c] for c in image]) for image in self.images],
             original,
             image_keys,
-            self.embeds,
             [torch.tensor([place[c] for c in text]) for text in self.text],
             [self.embeds[text] for text in self.text],
             [self.embeds[image] for image in self.entered],
