@@ -1,0 +1,107 @@
+"""A CSV file that grows row by row: an interrupted benchmark keeps what it has, and goes on from there."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenprune.evaluate.environment import (
+    device_name,
+    git_state,
+    load_average,
+    package_versions,
+    source_digest,
+    usable_cores,
+)
+from tokenprune.evaluate.run_folder import write_atomically
+
+Row = dict[str, Any]
+
+
+class ResultsFile:
+    """Rows of one benchmark, told apart by some of their columns.
+
+    Beside `name.csv` stands `name.json`: machine, versions, commit. Every row carries the first digits of the commit
+    and of the digest of the package's source; rows measured by other code are never taken over.
+
+    Args:
+        path: of the CSV file; its folder is made when missing.
+        keys: columns that say what was measured, as against what was found.
+        fresh: throw away what the file holds.
+
+    Raises:
+        ValueError: when the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[str], *, fresh: bool = False) -> None:
+        self.path = path
+        self.keys = tuple(keys)
+        self.stamp = {"code": source_digest()[:12], "commit": _commit()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.rows: list[Row] = [] if fresh or not path.is_file() else read_rows(path)
+            self._write()
+        except OSError as error:
+            raise ValueError(f"cannot use {path}: {error.strerror or error}; choose another --out") from error
+
+    def find(self, **wanted: object) -> Row | None:
+        """A row of this code with these values, which may be given as numbers or as the file's text."""
+        for row in self.rows:
+            if row.get("code") == self.stamp["code"] and all(
+                str(row.get(k, "")) == _text(v) for k, v in wanted.items()
+            ):
+                return row
+        return None
+
+    def add(self, row: Mapping[str, Any]) -> Row:
+        """Add or replace a row, and write the file."""
+        new = {name: _text(value) for name, value in {**row, **self.stamp}.items()}
+        same = {name: new.get(name, "") for name in self.keys}
+        self.rows = [old for old in self.rows if {name: old.get(name, "") for name in self.keys} != same]
+        self.rows.append(new)
+        self._write()
+        return new
+
+    def keep(self, places: Sequence[Mapping[str, object]]) -> list[Row]:
+        """The rows of a benchmark in its own order, those of other code or another benchmark left out."""
+        return [row for place in places if (row := self.find(**place)) is not None]
+
+    def note(self, device: str, **facts: Any) -> None:  # noqa: ANN401
+        """Write machine, versions and commit into the JSON file."""
+        content = {
+            "machine": device_name(device),
+            "host": device_name("cpu"),
+            "cores": usable_cores(),
+            "load_average": load_average(),
+            "versions": package_versions(),
+            "git": git_state(),
+            **facts,
+        }
+        write_atomically(self.path.with_suffix(".json"), (json.dumps(content, indent=2) + "\n").encode())
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        out = io.StringIO()
+        writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
+        if columns:
+            writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, out.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file, values as text."""
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def _commit() -> str:
+    state = git_state()
+    return "" if state is None else f"{str(state['commit'])[:10]}{'+' if state['changed'] else ''}"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,130 @@
+"""The least time that a device needs for so much arithmetic and so many bytes."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from tokenprune.evaluate.cost.timing import time_call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """What a device can do at best, for one precision.
+
+    Attributes:
+        flops: operations per second, of matrix products without sparsity.
+        bandwidth: bytes per second to and from its main memory.
+        source: where the two numbers come from.
+    """
+
+    flops: float
+    bandwidth: float
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in ("flops", "bandwidth"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Roofline: {name} must be positive, got {getattr(self, name)}")
+
+    def milliseconds(self, flops: float, moved: float) -> float:
+        """max(flops / peak, bytes / bandwidth): nothing can be faster, real kernels are slower.
+
+        Args:
+            flops: operations.
+            moved: bytes read and written, each once.
+
+        Examples:
+            >>> Roofline(flops=1e12, bandwidth=1e11, source="").milliseconds(2e9, 1e9)
+            10.0
+        """
+        return 1000 * max(flops / self.flops, moved / self.bandwidth)
+
+    def bound(self, flops: float, moved: float) -> Literal["compute", "memory"]:
+        """Which of the two it is."""
+        return "compute" if flops / self.flops >= moved / self.bandwidth else "memory"
+
+
+# TFLOP/s in half precision (matrix units, dense, float32 accumulation) and in float32 (no TF32), GB/s; makers' data
+# sheets. The first name that is part of the device's name counts, so the special ones stand first.
+_DATA_SHEETS = (
+    ("H200", 989.5, 67.0, 4800.0, "NVIDIA H200 data sheet, SXM"),
+    ("H100 PCIe", 756.0, 51.0, 2000.0, "NVIDIA H100 data sheet, PCIe"),
+    ("H100 NVL", 835.5, 60.0, 3900.0, "NVIDIA H100 data sheet, NVL"),
+    ("H100", 989.5, 67.0, 3350.0, "NVIDIA H100 data sheet, SXM"),
+    ("A100-SXM4-80GB", 312.0, 19.5, 2039.0, "NVIDIA A100 data sheet, 80 GB SXM"),
+    ("A100 80GB PCIe", 312.0, 19.5, 1935.0, "NVIDIA A100 data sheet, 80 GB PCIe"),
+    ("A100", 312.0, 19.5, 1555.0, "NVIDIA A100 data sheet, 40 GB"),
+    ("L40S", 362.0, 91.6, 864.0, "NVIDIA L40S data sheet"),
+    ("L4", 121.0, 30.3, 300.0, "NVIDIA L4 data sheet"),
+    ("RTX 4090", 165.2, 82.6, 1008.0, "NVIDIA Ada architecture white paper"),
+    ("RTX 3090", 71.0, 35.6, 936.0, "NVIDIA GA102 architecture white paper"),
+)
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def known_device(name: str, dtype: torch.dtype) -> Roofline | None:
+    """The data sheet's figures for a GPU; None for one that is not in the table.
+
+    Args:
+        name: as `torch.cuda.get_device_name` gives it.
+        dtype: float32, float16 or bfloat16.
+
+    Examples:
+        >>> known_device("NVIDIA H100 80GB HBM3", torch.bfloat16)
+        Roofline(flops=989500000000000.0, bandwidth=3350000000000.0, source='NVIDIA H100 data sheet, SXM')
+    """
+    for part, half, single, bandwidth, source in _DATA_SHEETS:
+        if re.search(rf"\b{re.escape(part)}\b", name):
+            peak = half if dtype in _HALF else single
+            return Roofline(flops=peak * 1e12, bandwidth=bandwidth * 1e9, source=source)
+    return None
+
+
+def probed(device: torch.device, dtype: torch.dtype, *, size: int = 1024) -> Roofline:
+    """Measure a device in a second or two: the best of some square matrix products, and of some copies of 128 MiB.
+
+    What it finds is what this program could reach at that moment, less than the device's own limits.
+
+    Args:
+        device: what to measure.
+        dtype: of the matrix products.
+        size: rows and columns of the matrices.
+    """
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    product = time_call(lambda: torch.mm(left, right, out=out), device, warmup=2, repeats=15, seconds=1.0)
+    source, target = (torch.ones(32 * 2**20, device=device) for _ in range(2))
+    copy = time_call(lambda: target.copy_(source), device, warmup=1, repeats=8, seconds=1.0)
+    return Roofline(
+        flops=2 * size**3 / (product.low / 1000),
+        bandwidth=2 * source.nbytes / (copy.low / 1000),
+        source=f"measured here: {size} x {size} matrix product, copy of {source.nbytes >> 20} MiB",
+    )
+
+
+def roofline_of(
+    device: torch.device, dtype: torch.dtype, *, flops: float | None = None, bandwidth: float | None = None
+) -> Roofline:
+    """The figures given, else those of the data sheet, else measured ones.
+
+    Args:
+        device: where the work runs.
+        dtype: of the work.
+        flops: operations per second, when the caller knows better.
+        bandwidth: bytes per second, likewise.
+    """
+    found = None
+    if flops is None or bandwidth is None:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        found = known_device(name, dtype) or probed(device, dtype)
+    given = [name for name, value in (("flops", flops), ("bandwidth", bandwidth)) if value is not None]
+    source = "" if found is None else found.source
+    if given:
+        source = " and ".join(filter(None, [f"{', '.join(given)} as given", source]))
+    return Roofline(
+        flops=flops if flops is not None else found.flops,  # type: ignore[union-attr]
+        bandwidth=bandwidth if bandwidth is not None else found.bandwidth,  # type: ignore[union-attr]
+        source=source,
+    )
