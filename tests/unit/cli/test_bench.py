@@ -10,11 +10,13 @@ import torch
 from tokenprune import GreedyRepMax, repmax
 from tokenprune.baselines import DivPrune
 from tokenprune.cli.main import main
+from tokenprune.evaluate.cost import DecoderShape, TowerShape, prefill_flops
+from tokenprune.evaluate.cost.configs import find_config, random_prompts, visual_tokens
 from tokenprune.evaluate.cost.model_bench import ModelBench, Setup, compared
 from tokenprune.evaluate.cost.results_file import ResultsFile, read_rows
 from tokenprune.evaluate.cost.roofline import Roofline
 from tokenprune.evaluate.cost.selection_bench import Size, plain_loop, random_images
-from tokenprune.testing import tiny_llava
+from tokenprune.testing import tiny_llava, tiny_model
 
 BOUNDS = ["--peak-tflops", "0.05", "--bandwidth-gbs", "5"]
 ROOF = Roofline(flops=5e10, bandwidth=5e9, source="test")
@@ -145,8 +147,6 @@ def test_static_and_compiled_decoding_choose_the_same_tokens() -> None:
     for more in ({}, {"static": True}, {"static": True, "backend": "eager"}):
         bench = ModelBench(Setup(**setup, repeats=1, warmup=0, **more), ROOF)
         vision, _, _ = bench._see(1, None)
-        from tokenprune.evaluate.cost.configs import random_prompts
-
         torch.manual_seed(0)
         inputs = random_prompts(config, vision.counts, 6, device=torch.device("cpu"))
         chosen.append(bench._run(inputs, vision, GreedyRepMax(4)).new)
@@ -206,3 +206,19 @@ def test_the_plain_loop_chooses_what_the_strategy_chooses() -> None:
         assert loop.sort().values.tolist() == GreedyRepMax(9).select(tokens).indices.sort().values.tolist(), seed
         assert set(loop.tolist()) == set(repmax.greedy_repmax(tokens.visual.numpy(), 9).tolist())
         assert DivPrune(9).select(tokens).kept == 9
+
+
+def test_llava_next_with_its_tiles_and_newlines(tmp_path: Path) -> None:
+    config = tiny_model("llava_next")[0].config
+    config.save_pretrained(tmp_path / "model")
+    assert bench_model(str(tmp_path / "model"), tmp_path / "out", "--strategy", "greedy_repmax", "--no-sweep") == 0
+    dense, pruned = read_rows(tmp_path / "out" / "bench_model.csv")
+    # Sixteen tokens of the whole picture, eight rows of eight with a newline each; four kept.
+    assert float(dense["tokens_in_decoder"]) == visual_tokens(config) == 16 + 8 * 9
+    assert float(pruned["tokens_in_decoder"]) == 4
+    gflop = (
+        prefill_flops(DecoderShape.of(config), [6 + 88] * 2, rows=2, tower=TowerShape.of(config), pictures=10).tower
+        / 1e9
+    )
+    assert float(dense["tower_gflop"]) == pytest.approx(gflop, rel=1e-4)
+    assert find_config("llava-next-7b").model_type == "llava_next"
