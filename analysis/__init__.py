@@ -1,5 +1,6 @@
 """Measurements on tokens, selections and runs."""
 
+from tokenprune.analysis.ablation import AblationReport, AblationRow, run_ablation
 from tokenprune.analysis.alignment import AlignmentMeasures, AlignmentReport, analyse_alignment, measure_alignment
 from tokenprune.analysis.calibration import Calibration, measure_calibration
 from tokenprune.analysis.cases import Case, Told, case_slide, different, most_changed, study_cases
@@ -9,6 +10,7 @@ from tokenprune.analysis.damage import AnswerRecord, DamageReport, analyse_damag
 from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, jaccard, overlap
 from tokenprune.analysis.images import AnalysedImage, bundled_images, stream_images
 from tokenprune.analysis.layers import LayerReport, LayerStates, analyse_layers, stream_layers
+from tokenprune.analysis.pick_order import PickOrder
 from tokenprune.analysis.redundancy import (
     RedundancyMeasures,
     RedundancyReport,
@@ -19,9 +21,12 @@ from tokenprune.analysis.score_parts import ScoreParts, split_score
 from tokenprune.analysis.spatial import SpatialMeasures, SpatialReport, analyse_spatial, measure_spatial
 from tokenprune.analysis.spectrum import effective_rank, participation_ratio
 from tokenprune.analysis.turns import TurnsReport, analyse_turns
+from tokenprune.analysis.variants import Variant, ablation_variants
 
 __all__ = [
     "NO_CONTROLS",
+    "AblationReport",
+    "AblationRow",
     "AlignmentMeasures",
     "AlignmentReport",
     "AnalysedImage",
@@ -34,6 +39,7 @@ __all__ = [
     "LayerReport",
     "LayerStates",
     "Overlap",
+    "PickOrder",
     "RedundancyMeasures",
     "RedundancyReport",
     "ScoreParts",
@@ -42,6 +48,8 @@ __all__ = [
     "SpatialReport",
     "Told",
     "TurnsReport",
+    "Variant",
+    "ablation_variants",
     "analyse_alignment",
     "analyse_damage",
     "analyse_layers",
@@ -63,6 +71,7 @@ __all__ = [
     "most_changed",
     "overlap",
     "participation_ratio",
+    "run_ablation",
     "split_score",
     "stream_images",
     "stream_layers",

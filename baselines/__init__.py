@@ -10,6 +10,7 @@ from tokenprune.baselines.hired import HiRED
 from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
 from tokenprune.baselines.pyramiddrop import PyramidDrop, PyramidDropStage
 from tokenprune.baselines.random_subset import Random
+from tokenprune.baselines.smallest_norm import SmallestNorm
 from tokenprune.baselines.trim import TRIM
 from tokenprune.baselines.uniform import UniformGrid
 from tokenprune.baselines.visionzip import VisionZip
@@ -31,6 +32,7 @@ __all__ = [
     "PyramidDrop",
     "PyramidDropStage",
     "Random",
+    "SmallestNorm",
     "UniformGrid",
     "VisPruner",
     "VisionZip",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenprune.strategy import PruningStrategy
 
 ANALYSES = {
+    "ablation": "TrimTokenator part by part: each left out, swapped or replaced, at one budget",
     "alignment": "does stage 1 read the question, or does it drop the largest norms?",
     "cases": "what each method kept and what the model then said, word by word, on the most changed samples",
     "damage": "flips, probabilities, calibration, hard and easy samples, a second question",
@@ -71,7 +72,16 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
         help="cases: a sample to show; repeatable (else the most changed)",
     )
     parser.add_argument("--cases", type=int, default=8, metavar="N", help="cases: how many are shown (default 8)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="damage: seeds of random ones (default 3)")
+    parser.add_argument(
+        "--keep", action="append", metavar="BUDGET", help="ablation: 64 tokens, 0.111 or 11.1%% (default 11.1%%)"
+    )
+    parser.add_argument(
+        "--exact-seconds", type=float, default=0.5, metavar="S", help="ablation: for the exact solver (default 0.5)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="ablation: do finished cells again")
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="ablation, damage: seeds of random ones (default 3)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions per batch (default 16)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=16, metavar="N", help="length limit of an answer (default 16)"
@@ -86,12 +96,16 @@ def run(args: argparse.Namespace) -> int:
     """Analyse, print the table, write CSV, PNG and run.json."""
     from tokenprune.evaluate.extras import need
     from tokenprune.evaluate.figures import STYLE
+    from tokenprune.evaluate.methods import parse_budget
     from tokenprune.parsing import parse
 
     for name in ("count", "cases", "seeds", "batch_size", "max_new_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+    args.keep = [parse_budget(text) for text in args.keep or ("11.1%",)]
+    if not 0.0 <= args.exact_seconds < 3600.0:
+        raise ValueError(f"--exact-seconds must be 0 (leave it out) to 3600, got {args.exact_seconds}")
     if not -1.0 < args.tau < 1.0:
         raise ValueError(f"--tau must lie between -1 and 1, got {args.tau}")
     if args.layers and args.what != "redundancy":
@@ -101,28 +115,29 @@ def run(args: argparse.Namespace) -> int:
     for package in ("matplotlib", "statsmodels", "jinja2"):  # before any work
         need(package)
     strategies = [parse(text) for text in args.strategy or ()]
-    folder = args.out.expanduser() / (f"analyze-{args.what}-layers" if args.layers else f"analyze-{args.what}")
-    folder.mkdir(parents=True, exist_ok=True)
+    args.out.expanduser().mkdir(parents=True, exist_ok=True)  # before any work
     loaded = load_model(args)
     with need("matplotlib").rc_context(STYLE):
         outcome = _outcome(args, loaded, strategies)
+    name = f"analyze-{args.what}-layers" if args.layers else f"analyze-{args.what}"
+    folder = outcome.folder or args.out.expanduser() / name
+    folder.mkdir(parents=True, exist_ok=True)
     _write(folder, args, loaded, outcome)
     _print(folder, outcome)
-    return 0
+    return 0 if outcome.complete else 130
 
 
 def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Sequence[PruningStrategy]") -> "Outcome":
+    from tokenprune.cli.ablation import ablation
     from tokenprune.cli.analyses import RUN, default_strategies
-    from tokenprune.cli.answer_analyses import RUN_ANSWERS, read_request
+    from tokenprune.cli.answer_analyses import damage, read_request
     from tokenprune.cli.case_studies import cases
+    from tokenprune.cli.layer_analysis import layers
 
-    if args.layers:
-        from tokenprune.cli.layer_analysis import layers
-
-        return layers(read_request(args, loaded, strategies, 60))
-    with_answers = {**RUN_ANSWERS, "cases": (cases, 40)}
-    if args.what in with_answers:
-        analyse, count = with_answers[args.what]
+    # By name: what lets the model run, and the number of bundled scenes unless told otherwise.
+    on_model = {"ablation": (ablation, 200), "cases": (cases, 40), "damage": (damage, 200), "redundancy": (layers, 60)}
+    if args.layers or args.what in ("ablation", "cases", "damage"):
+        analyse, count = on_model[args.what]
         return analyse(read_request(args, loaded, strategies, count))
     used = strategies or default_strategies(args.what)
     return RUN[args.what](_watched(_images(args, loaded, used)), used, args.tau)

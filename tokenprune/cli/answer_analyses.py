@@ -216,10 +216,6 @@ def _damage_outcome(
     )
 
 
-RUN_ANSWERS: dict[str, tuple[Callable[[Request], Outcome], int]] = {"damage": (damage, 200)}
-"""By name: what runs, and the number of bundled scenes unless told otherwise."""
-
-
 def _draws(stage: PruningStrategy) -> bool:
     if not is_dataclass(stage) or getattr(stage, "seed", None) != 0:
         return False

@@ -37,6 +37,8 @@ class Outcome:
         findings: sentences, printed under the tables.
         strategies: texts of the strategies that ran.
         facts: further parts of the configuration.
+        folder: where it belongs, for analyses that keep a run folder of their own; None for the default.
+        complete: False when the analysis was stopped and the same command goes on with it.
     """
 
     title: str
@@ -49,6 +51,8 @@ class Outcome:
     findings: Sequence[str] = ()
     strategies: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    complete: bool = True
 
 
 def write_outcome(

@@ -16,6 +16,7 @@ from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.metrics import exact_match
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import Prompt, Vision, adapter_for, build_prompt, compact, select_tokens
+from tokenprune.models.clip import see
 from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import make_plan
 from tokenprune.models.pruning import Pruned
@@ -82,12 +83,13 @@ def ask_batches(
     if batch_size < 1:
         raise ValueError(f"ask_batches: batch_size must be 1 or more, got {batch_size}")
     adapter, names = adapter_for(loaded.model), PictureNames()
+    adapter.clip = loaded.clip
     for start in range(0, len(samples), batch_size):
         part = tuple(samples[start : start + batch_size])
         with torch.no_grad():
             inputs = on_device(processed(loaded.processor, part), loaded)
             count = sum(len(sample.images) for sample in part)
-            vision = adapter.encode(take_images(inputs, adapter.modality_keys, count, range(count)), want=want)
+            vision = see(adapter, take_images(inputs, adapter.modality_keys, count, range(count)), want)
             prompt = build_prompt(adapter, inputs, vision)
         units = tuple(" ".join(names.of([sample])) for sample in part)
         yield AskedBatch(samples=part, units=units, prompt=prompt, vision=vision)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune import Tokens
-from tokenprune.baselines import GridPool, Random, UniformGrid
+from tokenprune import MIAlignment, Tokens
+from tokenprune.baselines import GridPool, Random, SmallestNorm, UniformGrid
 from tokenprune.baselines.grid_pool import grid_pool, pooled_grid
 from tokenprune.baselines.random_subset import random_subset
 from tokenprune.baselines.uniform import uniform_grid
@@ -89,3 +89,13 @@ def test_pool_of_a_subset_is_refused() -> None:
     tokens = Tokens(torch.zeros(16, 1), grid=(4, 4)).take(torch.arange(8))
     with pytest.raises(ValueError, match="complete raster, got 8 of 16"):
         GridPool(4).select(tokens)
+
+
+def test_smallest_norm_is_the_alignment_stage_with_an_empty_meaning() -> None:
+    visual = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
+    visual[7] = visual[5]  # a tie goes to the lower index
+    found = SmallestNorm(6).select(Tokens(visual)).indices.tolist()
+    norms = [sum(x * x for x in row) for row in visual.double().tolist()]
+    assert found == sorted(sorted(range(40), key=lambda i: (norms[i], i))[:6])
+    zero = Tokens(visual, text=torch.zeros(3, 6))
+    assert found == MIAlignment(6).select(zero).indices.tolist()

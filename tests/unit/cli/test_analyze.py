@@ -101,6 +101,9 @@ def test_another_model_and_data_set_and_strategies_of_ones_own(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["ablation", "--count", "1", "--strategy", "random(keep=4)"], "ablation has its own list"),
+        (["ablation", "--keep", "0"], "--keep must be like 64"),
+        (["ablation", "--exact-seconds", "-1"], "--exact-seconds must be 0"),
         (["alignment", "--count", "0"], "--count must be 1 or more, got 0"),
         (["redundancy", "--tau", "2"], "--tau must lie between -1 and 1, got 2.0"),
         (["redundancy", "--strategy", "random(keep=4)"], "leave it out"),
@@ -125,3 +128,34 @@ def test_redundancy_layer_by_layer(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {row["side"] for row in table} == {"visual", "text", "difference"}
     assert read_manifest(folder).figures[0].file == "layers.png"
     assert main(["analyze", "spatial", "--layers", "--out", str(tmp_path)]) == 2
+
+
+def test_ablation_keeps_a_folder_of_its_own_and_goes_on_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = tiny_loaded()
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.processor.save_pretrained(tmp_path / "model")
+    data = write_folder(tmp_path / "mine", 2)
+    argv = ["analyze", "ablation", "--model", str(tmp_path / "model"), "--data", str(data), "--device", "cpu"]
+    argv += ["--keep", "4", "--seeds", "1", "--max-new-tokens", "2", "--out", str(tmp_path / "runs")]
+    assert main([*argv, "--exact-seconds", "0"]) == 0
+    out = capsys.readouterr().out
+    for word in (
+        "in place of stage 1: smallest norms",
+        "p, Holm",
+        "pick order, original",
+        "against 'both, text first'",
+    ):
+        assert word in out
+    (folder,) = (tmp_path / "runs").iterdir()
+    manifest = read_manifest(folder)
+    assert (manifest.kind, manifest.configuration["keep"]) == ("analyze ablation", 4)
+    table = rows(folder / "ablation.csv")
+    assert {row["factor"] for row in table} >= {"stages", "optimiser", "objective", "order and positions", "controls"}
+    assert len((folder / "ablation.png").read_bytes()) > 10_000
+    times = {file: file.stat().st_mtime_ns for file in (folder / "cells").iterdir()}
+    assert main([*argv, "--exact-seconds", "0"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in (folder / "cells").iterdir()} == times
+    assert main([*argv, "--keep", "5"]) == 2
+    assert "one budget at a time" in capsys.readouterr().err
