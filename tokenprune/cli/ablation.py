@@ -55,9 +55,9 @@ def _outcome(report: AblationReport, request: Request) -> Outcome:
         for row in report.rows
     ]
     headers = ("Variant", "kept", "accuracy", "minus reference", "p, Holm", "minus Random", "same as\ndense")
-    header = ("factor", "label", "strategy", "reference", "positions", "pick_order", "seeds", "kept", "accuracy")
-    header += ("accuracy_low", "accuracy_high", "minus_reference", "minus_reference_low", "minus_reference_high")
-    header += ("p_reference", "p_reference_holm", "minus_random", "minus_random_low", "minus_random_high", "agreement")
+    header = ["factor", "label", "strategy", "reference", "positions", "pick_order", "seeds", "kept", "accuracy"]
+    header += ["accuracy_low", "accuracy_high", "minus_reference", "minus_reference_low", "minus_reference_high"]
+    header += ["p_reference", "p_reference_holm", "minus_random", "minus_random_low", "minus_random_high", "agreement"]
     rows: list[Sequence[object]] = [header]
     if report.dense is not None:
         dense = ("dense", "dense", "", "", "", "", 1, "", *_ends(report.dense), *[""] * 8, 1)
@@ -83,8 +83,8 @@ def _outcome(report: AblationReport, request: Request) -> Outcome:
         files={"ablation.csv": rows},
         figures={"ablation.png": figure},
         notes={
-            "ablation.png": "Hollow: the setting that the others of its factor are compared with; orange: told apart from "
-            "it (images exchanged, Holm within the factor, 5%)."
+            "ablation.png": "Hollow: the setting that the others of its factor are compared with; orange: told apart "
+            "from it (images exchanged, Holm within the factor, 5%)."
         },
         images=units,
         findings=[*report.findings, *(() if report.complete else (stopped,))],
