@@ -1,42 +1,24 @@
 """`prune`: the context in which an unmodified model prunes."""
 
-import functools
-import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tokenprune.models.adapter import Adapter
-from tokenprune.models.cache_state import cached_length, lock, state_of, unlock
 from tokenprune.models.clip import Clip
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
-from tokenprune.models.first_choice import FirstChoice, TurnPolicy
-from tokenprune.models.generation import generate_pruned
-from tokenprune.models.inputs import PadIds, check_ids
-from tokenprune.models.inside import Inside
+from tokenprune.models.first_choice import TurnPolicy
 from tokenprune.models.plan import Plan, make_plan
-from tokenprune.models.prompt import is_placeholder
-from tokenprune.models.pruning import Choose, Pruned, continue_batch, prune_batch, raise_missing_pixels
-from tokenprune.models.record import CallKind, Record
-from tokenprune.models.refuse import (
-    refuse_cache,
-    refuse_columns,
-    refuse_continuing,
-    refuse_embeddings,
-    refuse_generate,
-    refuse_in_decoder,
-    setting,
-)
-from tokenprune.models.select import as_strategy, choose_all, fit_strategy
-from tokenprune.models.turns import CachedPrompt, cached_prompt
+from tokenprune.models.record import Record
+from tokenprune.models.select import as_strategy, fit_strategy
+from tokenprune.models.session import Session
 from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
 
-_PROMPT_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 _active: set[int] = set()
 _active_lock = threading.Lock()
 
@@ -61,8 +43,9 @@ def prune(
       which column stands where. Its `labels` are cut with the prompt; with a stage inside the decoder they are refused.
     * Text-only prompts pass unchanged.
     * Beams and return sequences of a prompt share one selection.
-    * One model in one context at a time: nesting, or a second thread opening a context on the same model, is refused.
-      Inside the context several threads may call the model; with a stage inside the decoder they take turns.
+    * One model in one context at a time: nesting, or a second thread opening a context on the same model, is refused,
+      and so is opening one context twice. Inside the context several threads may call the model; with a stage inside
+      the decoder they take turns. Contexts on different models do not touch each other.
     * Conversations: `generate` with the whole conversation and the `past_key_values` of its last turn feeds what is new
       and keeps what was chosen before; the cache knows what it holds, also in a later context. Outside of a context a
       pruned cache refuses to be continued. Without a cache the conversation is encoded as a whole, see `turns`.
@@ -95,16 +78,32 @@ def prune(
             f"prune: turns='freeze' cannot hold what {plan.cuts[0].stages[0]!r} chooses inside the language model, "
             "where the states that it looks at change with every turn; use turns='reselect'"
         )
-    return _open(_Session(adapter, plan, turns))
+    return _Context(adapter, plan, turns)
 
 
-@contextmanager
-def _open(session: "_Session") -> Iterator[Record]:
-    with ExitStack() as stack:
-        stack.enter_context(_claimed(session.adapter.base))
-        session.install(stack)
-        yield session.record
-        session.check_installed("were removed while the context was open: calls since then were not pruned")
+class _Context(AbstractContextManager[Record]):
+    """What `prune` returns: opens a session on the model, once."""
+
+    def __init__(self, adapter: Adapter, plan: Plan, turns: TurnPolicy) -> None:
+        self._opening: tuple[Adapter, Plan, TurnPolicy] | None = (adapter, plan, turns)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Record:
+        if self._opening is None:
+            raise RuntimeError("prune: a context can be opened once; call prune(model, strategy) again")
+        adapter, plan, turns = self._opening
+        with ExitStack() as stack:
+            stack.enter_context(_claimed(adapter.base))
+            session = Session(adapter, plan, turns)
+            stack.enter_context(session.open())
+            self._stack = stack.pop_all()
+        self._opening = None
+        return session.record
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._stack.__exit__(kind, error, trace)
 
 
 @contextmanager
@@ -121,278 +120,3 @@ def _claimed(module: nn.Module) -> Iterator[None]:
     finally:
         with _active_lock:
             _active.discard(id(module))
-
-
-class _Session:
-    """One open context: what it put on the model, and its record."""
-
-    def __init__(self, adapter: Adapter, plan: Plan, turns: TurnPolicy = "reselect") -> None:
-        self.adapter = adapter
-        self.model: Any = adapter.model
-        self.plan = plan
-        self.record = Record(plan.strategy, plan.final_policy)
-        self.plain_generate: Callable[..., Any] = self.model.generate
-        self.generate_signature = inspect.signature(self.plain_generate)
-        self.forward_signature = inspect.signature(self.model.forward)
-        self.shadow = self.make_shadow()
-        self.hooks: list[tuple[nn.Module, int]] = []
-        # A plain number, which compiled decode steps can read. Calls with pixels are looked at whatever it says.
-        self.generating = 0
-        self.generating_lock = threading.Lock()
-        self.local = threading.local()
-        self.inside = Inside(adapter, plan, self.record) if plan.cuts else None
-        self.choose: Choose = FirstChoice() if turns == "freeze" else choose_all
-        self.want = {"key"} & adapter.signals if turns == "freeze" else set()
-
-    # What stands on the model
-
-    def install(self, stack: ExitStack) -> None:
-        """Put `generate` and hooks on the model, and on decoder layers that need one; `stack` takes them away."""
-        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
-            (self.model, self.on_forward),
-            (self.adapter.vision_tower, self.on_tower),
-        ]
-        if self.inside is not None:
-            stack.callback(self.inside.close)
-            stack.callback(self.model.register_forward_hook(self.inside.after_forward, always_call=True).remove)
-            hooks.extend(self.inside.hooks())
-            for module, behind in self.inside.hooks_behind():
-                stack.callback(module.register_forward_hook(behind).remove)
-        if "flash" in (self.adapter.decoder.config._attn_implementation or ""):
-            # Behind the others, which count from these positions.
-            hooks.extend((layer, self.on_flash_layer) for layer in self.adapter.decoder_layers)
-        for module, hook in hooks:
-            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-            self.hooks.append((module, handle.id))
-        attributes = vars(self.model)
-        if "generate" in attributes:
-            stack.callback(attributes.__setitem__, "generate", attributes["generate"])
-        else:
-            stack.callback(attributes.pop, "generate", None)
-        attributes["generate"] = self.shadow
-        self.check_installed("could not be put on the model")
-
-    def check_installed(self, problem: str) -> None:
-        """Raise unless everything that catches calls is in its place."""
-        present = all(key in module._forward_pre_hooks for module, key in self.hooks)
-        if not present or vars(self.model).get("generate") is not self.shadow:
-            raise RuntimeError(f"prune: the hooks of this context {problem}")
-
-    def on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The witness: the vision tower runs for the pruning, or visual tokens are on their way past it."""
-        if not getattr(self.local, "encoding", False):
-            raise RuntimeError(
-                "prune: the vision tower was called by something else than this context, so its visual tokens would "
-                "not be pruned; call model.generate(...) or model(...) on the model given to prune, with input_ids and "
-                "pixel_values, and do other work with the tower outside the context"
-            )
-
-    def on_flash_layer(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Keeps gaps in positions from FlashAttention, which would take one prompt for several packed ones.
-
-        Attention gets its positions from the rotary embedding. With a cache that is not empty the packed path is wrong:
-        it takes the lengths of the keys from the queries.
-        """
-        if not self.generating or kwargs.get("position_ids") is None:
-            return None
-        return args, {**kwargs, "position_ids": None}
-
-    @contextmanager
-    def encoding(self) -> Iterator[None]:
-        """Tells the witness that the tower runs for us."""
-        self.local.encoding = True
-        try:
-            yield
-        finally:
-            self.local.encoding = False
-
-    # generate
-
-    def make_shadow(self) -> Callable[..., Any]:
-        """A function that looks like the model's `generate` (signature and documentation) and calls ours."""
-
-        @functools.wraps(self.plain_generate)
-        def generate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            return self.generate(*args, **kwargs)
-
-        return generate
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Stands in for `model.generate`."""
-        call = _named(self.generate_signature, args, kwargs)
-        if call.get("inputs") is not None and call.get("input_ids") is None:
-            call["input_ids"] = call.pop("inputs")
-        refuse_embeddings(call, what="generate")
-        ids = check_ids(call)
-        cache = call.get("past_key_values")
-        state = state_of(cache)
-        if state is None and not self.adapter.has_visual(call):
-            self.check_plain(ids)
-            self.record.add_plain("generate", (ids.shape[0], ids.shape[1]))
-            with self.own_generate():
-                return self.plain_generate(**call)
-        refuse_generate(call, self.model)
-        if state is None:
-            refuse_cache(cache, what="generate")
-        prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
-        refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
-        rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
-        if self.inside is not None:
-            refuse_in_decoder(call, self.model, what="generate")
-            rest["disable_compile"] = True  # the hooks on the layers keep books in Python
-        with torch.no_grad():
-            if state is None:
-                result = self.prune_batch(call, self.pad_ids(call))
-            else:
-                known = refuse_continuing(state, call, self.plan, cached_length(cache))
-                result = continue_batch(
-                    self.adapter, self.plan, call, known, pad=self.pad_ids(call), encoding=self.encoding()
-                )
-        with ExitStack() as stack:
-            run = None
-            if self.inside is None:
-                self.note("generate", result)
-            else:
-                run = self.inside.follow("generate", result, stack)
-            unlock(cache)
-            stack.enter_context(_locked_on_error(cache))
-            with self.own_generate():
-                output = generate_pruned(self.plain_generate, rest, result.pruned, self.model)
-            if run is not None:
-                run.check_finished()
-        self.note_cache(output, cache, result, call)
-        return output
-
-    def prune_batch(self, call: dict[str, Any], pad: PadIds = (None, frozenset()), *, forward: bool = False) -> Pruned:
-        """`prune_batch` with this context's settings."""
-        return prune_batch(
-            self.adapter,
-            self.plan,
-            call,
-            forward=forward,
-            pad=pad,
-            encoding=self.encoding(),
-            want=self.want,
-            choose=self.choose,
-        )
-
-    def note(self, kind: CallKind, result: Pruned) -> None:
-        """Put a call into the record whose tokens were all chosen before the language model."""
-        self.record.add(
-            kind,
-            result.prompt,
-            result.pruned.columns,
-            result.selections,
-            result.seconds,
-            cached=result.cached,
-            frozen=result.frozen,
-        )
-
-    def note_cache(self, output: Any, cache: Any, result: Pruned, call: dict[str, Any]) -> None:  # noqa: ANN401
-        """Say what the cache holds that the caller gave or gets."""
-        given = cache if cache is not None else getattr(output, "past_key_values", None)
-        if not hasattr(given, "update") or not cached_length(given):
-            return
-        state: CachedPrompt | str
-        if self.inside is not None:
-            state = "its layers hold different numbers of tokens, because a stage inside the decoder dropped some"
-        elif (setting("num_beams", call, self.model) or 1) != 1:
-            state = "it was filled by a beam search, whose rows are no conversations"
-        else:
-            sequences = output if isinstance(output, Tensor) else output.sequences
-            try:
-                state = cached_prompt(result.prompt, result.pruned, sequences, cached_length(given), result.keys)
-            except ValueError as error:
-                state = str(error)
-        lock(given, state)
-
-    @contextmanager
-    def own_generate(self) -> Iterator[None]:
-        """While the model's own generate runs, the forwards that it makes are not looked at."""
-        with self.generating_lock:
-            self.generating += 1
-        try:
-            yield
-        finally:
-            with self.generating_lock:
-                self.generating -= 1
-
-    def pad_ids(self, call: dict[str, Any]) -> PadIds:
-        """Padding and end ids of this call, by which `generate` infers a missing mask."""
-        pad, end = (setting(name, call, self.model) for name in ("pad_token_id", "eos_token_id"))
-        ends = end.tolist() if isinstance(end, Tensor) else end
-        return pad, frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-
-    # plain forward
-
-    def on_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Stands before `model.forward`: prunes direct calls, lets the steps of `generate` through."""
-        call = _named(self.forward_signature, args, kwargs) if args else kwargs
-        if self.generating and not self.adapter.has_visual(call):
-            return None
-        refuse_embeddings(call, what="a forward")
-        ids = check_ids(call)
-        cache = call.get("past_key_values")
-        if not self.adapter.has_visual(call):
-            self.check_plain(ids)
-            self.check_step(ids, call)
-            self.record.add_plain("forward", (ids.shape[0], ids.shape[1]))
-            return None
-        if cache is not None:
-            # Also how generate calls forward when it was reached past the shadow: only the prefill would be pruned.
-            raise UnsupportedError(
-                "prune: a forward with both images and past_key_values is not supported; call model.generate, or leave "
-                "past_key_values out and take the cache from the output"
-            )
-        prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
-        refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
-        if self.inside is not None:
-            refuse_in_decoder(call, self.model, what="a forward")
-        result = self.prune_batch(call, forward=True)
-        if self.inside is None:
-            self.note("forward", result)
-        else:
-            self.inside.follow_forward(result)
-        rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
-        return (), {**rest, **result.pruned.as_inputs()}
-
-    def check_plain(self, ids: Tensor) -> None:
-        """Raise unless a call without pixels really has nothing to prune."""
-        if bool(is_placeholder(ids, self.adapter).any()):
-            raise_missing_pixels(self.adapter)
-
-    def check_step(self, ids: Tensor, call: dict[str, Any]) -> None:
-        """Raise when a forward continues a cache from a pruned prompt, unless it says where it stands."""
-        cache = call.get("past_key_values")
-        if not cached_length(cache) or (state_of(cache) is None and not self.record.images):
-            return
-        mask, positions = call.get("attention_mask"), call.get("position_ids")
-        fits = isinstance(mask, Tensor) and mask.shape[-1] == cached_length(cache) + ids.shape[1]
-        if self.plan.cuts or not fits or positions is None:
-            refuse_cache(cache, what="a forward without explicit position_ids and a mask over the pruned columns")
-        unlock(cache)  # from here on the caller keeps the books
-
-
-@contextmanager
-def _locked_on_error(cache: Any) -> Iterator[None]:  # noqa: ANN401
-    """A call that fails half-way leaves a cache that nobody should continue."""
-    try:
-        yield
-    except BaseException:
-        if cached_length(cache):
-            lock(cache, "an earlier call on it ended in an error")
-        raise
-
-
-def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name: a hook that looked at keywords only would miss what is passed by position."""
-    bound = signature.bind_partial(*args, **kwargs).arguments
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.update(bound.pop(parameter.name, {}))
-    return bound

@@ -1,0 +1,313 @@
+"""One open `prune` context: what it puts on the model, and what happens when the model is called."""
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+
+from tokenprune.models.adapter import Adapter
+from tokenprune.models.cache_state import cached_length, lock, state_of, unlock
+from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.first_choice import FirstChoice, TurnPolicy
+from tokenprune.models.generation import generate_pruned
+from tokenprune.models.inputs import PadIds, check_ids
+from tokenprune.models.inside import Inside
+from tokenprune.models.installed import Installed
+from tokenprune.models.plan import Plan
+from tokenprune.models.prompt import is_placeholder
+from tokenprune.models.pruning import Choose, Pruned, continue_batch, prune_batch, raise_missing_pixels
+from tokenprune.models.record import CallKind, Record
+from tokenprune.models.refuse import (
+    refuse_cache,
+    refuse_columns,
+    refuse_continuing,
+    refuse_embeddings,
+    refuse_generate,
+    refuse_in_decoder,
+    setting,
+)
+from tokenprune.models.select import choose_all
+from tokenprune.models.turns import CachedPrompt, cached_prompt
+
+_PROMPT_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
+
+
+class Session:
+    """One open context: what it put on the model, and its record."""
+
+    def __init__(self, adapter: Adapter, plan: Plan, turns: TurnPolicy = "reselect") -> None:
+        self.adapter = adapter
+        self.model: Any = adapter.model
+        self.plan = plan
+        self.record = Record(plan.strategy, plan.final_policy)
+        self.plain_generate: Callable[..., Any] = self.model.generate
+        self.generate_signature = _signature(self.plain_generate)
+        self.forward_signature = inspect.signature(self.model.forward)
+        self.shadow = self.make_shadow()
+        self.installed = Installed(self.model)
+        # A plain number, which compiled decode steps can read. Calls with pixels are looked at whatever it says.
+        self.generating = 0
+        self.generating_lock = threading.Lock()
+        self.local = threading.local()
+        self.inside = Inside(adapter, plan, self.record) if plan.cuts else None
+        self.choose: Choose = FirstChoice() if turns == "freeze" else choose_all
+        self.want = {"key"} & adapter.signals if turns == "freeze" else set()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Stand on the model until the end; raises there when something took the hooks away meanwhile."""
+        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (self.model, self.on_forward),
+            (self.adapter.vision_tower, self.on_tower),
+        ]
+        after: list[tuple[nn.Module, Callable[..., Any], bool]] = []
+        if self.inside is not None:
+            hooks.extend(self.inside.hooks())
+            after.append((self.model, self.inside.after_forward, True))
+            after.extend((module, hook, False) for module, hook in self.inside.hooks_behind())
+        if "flash" in (self.adapter.decoder.config._attn_implementation or ""):
+            # Behind the others, which count from these positions.
+            hooks.extend((layer, self.on_flash_layer) for layer in self.adapter.decoder_layers)
+        with ExitStack() as stack:
+            if self.inside is not None:
+                stack.callback(self.inside.close)
+            stack.enter_context(self.installed.standing(hooks, after, {"generate": self.shadow}))
+            yield
+            self.installed.check("were removed while the context was open: calls since then were not pruned")
+
+    # What stands on the model
+
+    def on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The witness: the vision tower runs for the pruning, or visual tokens are on their way past it."""
+        if not getattr(self.local, "encoding", False):
+            raise RuntimeError(
+                "prune: the vision tower was called by something else than this context, so its visual tokens would "
+                "not be pruned; call model.generate(...) or model(...) on the model given to prune, with input_ids and "
+                "pixel_values, and do other work with the tower outside the context"
+            )
+
+    def on_flash_layer(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Keeps gaps in positions from FlashAttention, which would take one prompt for several packed ones.
+
+        Attention gets its positions from the rotary embedding. With a cache that is not empty the packed path is wrong:
+        it takes the lengths of the keys from the queries.
+        """
+        if not self.generating or kwargs.get("position_ids") is None:
+            return None
+        return args, {**kwargs, "position_ids": None}
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Tells the witness that the tower runs for us."""
+        self.local.encoding = True
+        try:
+            yield
+        finally:
+            self.local.encoding = False
+
+    # generate
+
+    def make_shadow(self) -> Callable[..., Any]:
+        """A function that looks like the model's `generate` (signature and documentation) and calls ours."""
+
+        @functools.wraps(self.plain_generate)
+        def generate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            return self.generate(*args, **kwargs)
+
+        return generate
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Stands in for `model.generate`."""
+        self.installed.check("were changed while the context was open")
+        call = _named(self.generate_signature, args, kwargs)
+        if call.get("inputs") is not None and call.get("input_ids") is None:
+            call["input_ids"] = call.pop("inputs")
+        refuse_embeddings(call, what="generate")
+        ids = check_ids(call)
+        cache = call.get("past_key_values")
+        state = state_of(cache)
+        if state is None and not self.adapter.has_visual(call):
+            self.check_plain(ids)
+            self.record.add_plain("generate", (ids.shape[0], ids.shape[1]))
+            with self.own_generate():
+                return self.plain_generate(**call)
+        refuse_generate(call, self.model)
+        if state is None:
+            refuse_cache(cache, what="generate")
+        prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
+        refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
+        rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
+        if self.inside is not None:
+            refuse_in_decoder(call, self.model, what="generate")
+            rest["disable_compile"] = True  # the hooks on the layers keep books in Python
+        with torch.no_grad():
+            if state is None:
+                result = self.prune_batch(call, self.pad_ids(call))
+            else:
+                known = refuse_continuing(state, call, self.plan, cached_length(cache))
+                result = continue_batch(
+                    self.adapter, self.plan, call, known, pad=self.pad_ids(call), encoding=self.encoding()
+                )
+        with ExitStack() as stack:
+            run = None
+            if self.inside is None:
+                self.note("generate", result)
+            else:
+                run = self.inside.follow("generate", result, stack)
+            unlock(cache)
+            stack.enter_context(_locked_on_error(cache))
+            with self.own_generate():
+                output = generate_pruned(self.plain_generate, rest, result.pruned, self.model)
+            if run is not None:
+                run.check_finished()
+        self.note_cache(output, cache, result, call)
+        return output
+
+    def prune_batch(self, call: dict[str, Any], pad: PadIds = (None, frozenset()), *, forward: bool = False) -> Pruned:
+        """`prune_batch` with this context's settings."""
+        return prune_batch(
+            self.adapter,
+            self.plan,
+            call,
+            forward=forward,
+            pad=pad,
+            encoding=self.encoding(),
+            want=self.want,
+            choose=self.choose,
+        )
+
+    def note(self, kind: CallKind, result: Pruned) -> None:
+        """Put a call into the record whose tokens were all chosen before the language model."""
+        self.record.add(
+            kind,
+            result.prompt,
+            result.pruned.columns,
+            result.selections,
+            result.seconds,
+            cached=result.cached,
+            frozen=result.frozen,
+        )
+
+    def note_cache(self, output: Any, cache: Any, result: Pruned, call: dict[str, Any]) -> None:  # noqa: ANN401
+        """Say what the cache holds that the caller gave or gets."""
+        given = cache if cache is not None else getattr(output, "past_key_values", None)
+        if not hasattr(given, "update") or not cached_length(given):
+            return
+        state: CachedPrompt | str
+        if self.inside is not None:
+            state = "its layers hold different numbers of tokens, because a stage inside the decoder dropped some"
+        elif (setting("num_beams", call, self.model) or 1) != 1:
+            state = "it was filled by a beam search, whose rows are no conversations"
+        else:
+            sequences = output if isinstance(output, Tensor) else output.sequences
+            try:
+                state = cached_prompt(result.prompt, result.pruned, sequences, cached_length(given), result.keys)
+            except ValueError as error:
+                state = str(error)
+        lock(given, state)
+
+    @contextmanager
+    def own_generate(self) -> Iterator[None]:
+        """While the model's own generate runs, the forwards that it makes are not looked at."""
+        with self.generating_lock:
+            self.generating += 1
+        try:
+            yield
+        finally:
+            with self.generating_lock:
+                self.generating -= 1
+
+    def pad_ids(self, call: dict[str, Any]) -> PadIds:
+        """Padding and end ids of this call, by which `generate` infers a missing mask."""
+        pad, end = (setting(name, call, self.model) for name in ("pad_token_id", "eos_token_id"))
+        ends = end.tolist() if isinstance(end, Tensor) else end
+        return pad, frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+    # plain forward
+
+    def on_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Stands before `model.forward`: prunes direct calls, lets the steps of `generate` through."""
+        call = _named(self.forward_signature, args, kwargs) if args else kwargs
+        if self.generating and not self.adapter.has_visual(call):
+            return None
+        self.installed.check("were changed while the context was open")
+        refuse_embeddings(call, what="a forward")
+        ids = check_ids(call)
+        cache = call.get("past_key_values")
+        if not self.adapter.has_visual(call):
+            self.check_plain(ids)
+            self.check_step(ids, call)
+            self.record.add_plain("forward", (ids.shape[0], ids.shape[1]))
+            return None
+        if cache is not None:
+            # Also how generate calls forward when it was reached past the shadow: only the prefill would be pruned.
+            raise UnsupportedError(
+                "prune: a forward with both images and past_key_values is not supported; call model.generate, or leave "
+                "past_key_values out and take the cache from the output"
+            )
+        prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
+        refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
+        if self.inside is not None:
+            refuse_in_decoder(call, self.model, what="a forward")
+        result = self.prune_batch(call, forward=True)
+        if self.inside is None:
+            self.note("forward", result)
+        else:
+            self.inside.follow_forward(result)
+        rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
+        return (), {**rest, **result.pruned.as_inputs()}
+
+    def check_plain(self, ids: Tensor) -> None:
+        """Raise unless a call without pixels really has nothing to prune."""
+        if bool(is_placeholder(ids, self.adapter).any()):
+            raise_missing_pixels(self.adapter)
+
+    def check_step(self, ids: Tensor, call: dict[str, Any]) -> None:
+        """Raise when a forward continues a cache from a pruned prompt, unless it says where it stands."""
+        cache = call.get("past_key_values")
+        if not cached_length(cache) or (state_of(cache) is None and not self.record.images):
+            return
+        mask, positions = call.get("attention_mask"), call.get("position_ids")
+        fits = isinstance(mask, Tensor) and mask.shape[-1] == cached_length(cache) + ids.shape[1]
+        if self.plan.cuts or not fits or positions is None:
+            refuse_cache(cache, what="a forward without explicit position_ids and a mask over the pruned columns")
+        unlock(cache)  # from here on the caller keeps the books
+
+
+@contextmanager
+def _locked_on_error(cache: Any) -> Iterator[None]:  # noqa: ANN401
+    """A call that fails half-way leaves a cache that nobody should continue."""
+    try:
+        yield
+    except BaseException:
+        if cached_length(cache):
+            lock(cache, "an earlier call on it ended in an error")
+        raise
+
+
+def _signature(method: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a `generate`; one that only passes on what it gets is taken for that of transformers."""
+    signature = inspect.signature(method)
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
+        own = inspect.signature(GenerationMixin.generate)
+        return own.replace(parameters=list(own.parameters.values())[1:])
+    return signature
+
+
+def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by name: a hook that looked at keywords only would miss what is passed by position."""
+    bound = signature.bind_partial(*args, **kwargs).arguments
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound.update(bound.pop(parameter.name, {}))
+    return bound
