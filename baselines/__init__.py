@@ -11,6 +11,7 @@ from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
 from tokenprune.baselines.pyramiddrop import PyramidDrop, PyramidDropStage
 from tokenprune.baselines.random_subset import Random
 from tokenprune.baselines.smallest_norm import SmallestNorm
+from tokenprune.baselines.tome import ToMe
 from tokenprune.baselines.trim import TRIM
 from tokenprune.baselines.uniform import UniformGrid
 from tokenprune.baselines.visionzip import VisionZip
@@ -33,6 +34,7 @@ __all__ = [
     "PyramidDropStage",
     "Random",
     "SmallestNorm",
+    "ToMe",
     "UniformGrid",
     "VisPruner",
     "VisionZip",

@@ -9,19 +9,35 @@ Paper: ToMe, ICLR 2023 (arXiv 2210.09461). Checked against facebookresearch/ToMe
 af95e4b1befa172dadccd8c81e223b10090f9579. Merging comes between attention and MLP, and log(size) is added to the
 next layers' attention logits. The authors' patches cover no CLIP; any row for LLaVA is someone's port.
 
-Deviations: matching in float32, ties to the lowest position.
+Deviations: matching in float32, ties to the lowest position. Behind the tower the merged tokens go back into the
+raster order of the patches whose places they take (those of B), since a projector works on each token alone. `keep`
+spreads the merges evenly over the layers.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import unit, working
+from tokenprune.budget import Keep, keep_count
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Tokens
+from tokenprune.tower import Merge, TowerState, TowerStrategy
 
-__all__ = ["Matching", "MergedTokens", "bipartite_soft_matching", "merge_tokens", "tome", "tome_schedule"]
+__all__ = [
+    "Matching",
+    "MergedTokens",
+    "ToMe",
+    "bipartite_soft_matching",
+    "merge_tokens",
+    "tome",
+    "tome_schedule",
+    "tome_schedule_for",
+]
 
 
 class Matching(NamedTuple):
@@ -91,15 +107,20 @@ def merge_tokens(state: MergedTokens, matching: Matching) -> MergedTokens:
     """Apply a matching: size-weighted means, sizes added, groups followed; no merge leaves the state as it is."""
     if matching.source.shape[0] == 0:
         return state
-    n = state.x.shape[0]
-    odd = torch.arange(1, n, 2, device=state.x.device)
-    places = torch.cat([matching.unmerged, odd])
-    row_of = torch.empty(n, dtype=torch.int64, device=state.x.device)
-    row_of[places] = torch.arange(places.shape[0], device=state.x.device)
-    row_of[matching.source] = row_of[matching.target]
+    row_of, places = _regrouped(state.x.shape[0], matching)
     size = state.size.new_zeros(places.shape[0]).index_add(0, row_of, state.size)
     total = state.x.new_zeros((places.shape[0], state.x.shape[1])).index_add(0, row_of, state.x * state.size[:, None])
     return MergedTokens(total / size[:, None], size, row_of[state.group])
+
+
+def _regrouped(n: int, matching: Matching) -> Merge:
+    """Of n rows the new row of each, and for each new row the old one whose place it takes."""
+    device = matching.source.device
+    places = torch.cat([matching.unmerged, torch.arange(1, n, 2, device=device)])
+    row_of = torch.empty(n, dtype=torch.int64, device=device)
+    row_of[places] = torch.arange(places.shape[0], device=device)
+    row_of[matching.source] = row_of[matching.target]
+    return Merge(row_of, places)
 
 
 def tome(
@@ -164,3 +185,133 @@ def tome_schedule(layers: int, r: int | Sequence[int] | tuple[int, float]) -> li
         return [int(first + slope * layer) for layer in range(layers)]
     fixed = [int(value) for value in r][:layers]
     return fixed + [0] * (layers - len(fixed))
+
+
+def tome_schedule_for(keep: int, *, patches: int, layers: int, prefix: int = 1) -> list[int]:
+    """Merges per layer that leave `keep` patches: the same number in every layer, one less in the last ones.
+
+    A layer can merge at most half of what it gets; where that binds (late layers, small budgets) the others do more.
+
+    Args:
+        keep: patches that are left, 1 to `patches`.
+        patches: patches of the image.
+        layers: layers in which merging is possible.
+        prefix: 1 with a CLS token, else 0.
+
+    Raises:
+        ValueError: when so few cannot be reached.
+
+    Examples:
+        >>> tome_schedule_for(192, patches=576, layers=24), tome_schedule_for(9, patches=16, layers=2)
+        ([16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16], [4, 3])
+    """
+    surplus = patches - keep
+    even = next((r for r in range(surplus + 1) if sum(_capped(r, patches, layers, prefix)) >= surplus), None)
+    if even is None:
+        least = patches - sum(_capped(patches, patches, layers, prefix))
+        raise ValueError(
+            f"ToMe: keep={keep} of {patches} patches is out of reach in {layers} layers of the vision tower, each of "
+            f"which can merge half of its tokens: at least {least} stay; keep more"
+        )
+    merges = _capped(even, patches, layers, prefix)
+    excess = sum(merges) - surplus
+    for layer in reversed([layer for layer, count in enumerate(merges) if count == even]):
+        if excess:
+            merges[layer] -= 1
+            excess -= 1
+    return merges
+
+
+def _capped(r: int, patches: int, layers: int, prefix: int) -> list[int]:
+    merges, left = [], patches + prefix
+    for _ in range(layers):
+        merges.append(min(r, (left - prefix) // 2))
+        left -= merges[-1]
+    return merges
+
+
+@dataclass(frozen=True, repr=False)
+class ToMe(TowerStrategy):
+    """Merge similar patches in every layer of the vision tower (ToMe, ICLR 2023).
+
+    Definition, paper's code and deviations: `tokenprune.baselines.tome`. Give `keep`, or the authors' `r`. The tower's
+    layers up to the one whose output the projector gets take part.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float) that leave the tower; "schedule" with `r`.
+        r: merges per layer: a constant, one number per layer (further layers merge nothing), or (r, inflection) with a
+            float as the second: from r (1 - inflection) in the first layer straight to r (1 + inflection) in the last.
+        proportional: add log(size) to the attention logits, so that a merged token weighs as much as its patches.
+
+    Examples:
+        >>> ToMe(keep=64), ToMe(r=8), ToMe(r=[8, 4])
+        (tome(keep=64), tome(r=8), tome(r=(8, 4)))
+    """
+
+    name: ClassVar[str] = "tome"
+    paper: ClassVar[str] = "ToMe, ICLR 2023, arXiv 2210.09461"
+    summary: ClassVar[str] = "in every layer of the vision tower, merge the pairs with the most similar keys"
+
+    keep: Keep | Literal["schedule"] = "schedule"  # type: ignore[assignment]
+    _: KW_ONLY
+    r: int | Sequence[int] | tuple[int, float] | None = None
+    proportional: bool = True
+
+    def __post_init__(self) -> None:
+        given = isinstance(self.keep, str) and self.keep == "schedule"
+        if not given:
+            set_keep(self)
+        if given == (self.r is None):
+            raise ValueError(f"ToMe: give either keep or r, got keep={self.keep!r} and r={self.r!r}")
+        if self.r is not None:
+            object.__setattr__(self, "r", _checked_r(self.r))
+
+    @classmethod
+    def example(cls) -> "ToMe":
+        """Half of the tokens."""
+        return cls(keep=0.5)
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """The budget; None with `r`."""
+        return None if self.keep == "schedule" else PruningStrategy.requested(self, tokens)
+
+    def schedule(self, layers: int, *, patches: int, prefix: int = 1) -> list[int]:
+        """Merges per layer.
+
+        Raises:
+            ValueError: when `keep` cannot be reached.
+        """
+        if self.r is not None:
+            return tome_schedule(layers, cast("int | tuple[int, float]", self.r))
+        keep = min(patches, keep_count(cast("Keep", self.keep), patches))
+        return tome_schedule_for(keep, patches=patches, layers=layers, prefix=prefix)
+
+    def merge(
+        self,
+        layer: int,
+        layers: int,
+        state: TowerState,
+        keys: Float[Tensor, "p e"] | None,
+        *,
+        prefix: int,
+        patches: int,
+    ) -> Merge | None:
+        """The layer's strongest links; see `TowerStrategy.merge`."""
+        if keys is None or prefix > 1:
+            raise ValueError(f"ToMe: needs the layer's keys and at most a CLS token in front, got {prefix} such tokens")
+        matching = bipartite_soft_matching(
+            keys, self.schedule(layers, patches=patches, prefix=prefix)[layer], class_token=prefix == 1
+        )
+        return _regrouped(state.x.shape[0], matching) if matching.source.shape[0] else None
+
+
+def _checked_r(r: object) -> int | tuple[int, ...] | tuple[int, float]:
+    values = (r,) if isinstance(r, int) else tuple(r) if isinstance(r, tuple | list) else (None,)
+    inflected = len(values) == 2 and isinstance(values[1], float) and -1 <= values[1] <= 1
+    counts = values[:1] if inflected else values
+    if not counts or any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in counts):
+        raise ValueError(
+            "ToMe: r must be an int of at least 0, a list of such numbers, or (r, inflection) with a float from -1 to "
+            f"1, got {r!r}"
+        )
+    return cast("int | tuple[int, ...]", r if isinstance(r, int) else values)

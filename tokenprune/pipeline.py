@@ -159,7 +159,9 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
             traces[i].append(trace)
             # Made tokens of a stage stand behind in a sequence, which there is none of here: later stages miss them.
             if not stage.withdraws:
-                current[i] = current[i].take(selection.indices, features=selection.features)
+                # What the vision tower merged are the tokens themselves: signals read in the tower belong to them.
+                features = None if stage.site == "tower" else selection.features
+                current[i] = current[i].take(selection.indices, features=features)
             rows[i] = rows[i][selection.indices]
         merged = merged or stage.merges
         makes = makes or stage.extends
@@ -172,6 +174,7 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
             order=_pick_order(selections[i], rows[i]),
             gains=selections[i].gains,
             scores=selections[i].scores if len(stages) == 1 else None,
+            sizes=_sizes(current[i]),
             stages=tuple(traces[i]),
         )
         for i in range(len(batch))
@@ -180,6 +183,10 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
 
 def _extra(last: Selection, tokens: Tokens) -> torch.Tensor:
     return tokens.visual.new_empty((0, tokens.visual.shape[1])) if last.extra is None else last.extra
+
+
+def _sizes(tokens: Tokens) -> torch.Tensor | None:
+    return None if tokens.tower_size is None else tokens.tower_size[0]
 
 
 def _pick_order(last: Selection, rows: torch.Tensor) -> torch.Tensor | None:
@@ -219,7 +226,7 @@ def _check_stages(stages: Sequence[PruningStrategy]) -> None:
                 f"Pipeline: {stage!r} needs Tokens.{lost[0]} of the original tokens, but {merged_by!r} before it makes "
                 f"new ones; put {stage!r} first"
             )
-        merged_by = stage if stage.merges or stage.extends else merged_by
+        merged_by = stage if (stage.merges and stage.site != "tower") or stage.extends else merged_by
 
 
 def _check_place(stage: PruningStrategy, position: int, stages: Sequence[PruningStrategy]) -> None:

@@ -59,6 +59,8 @@ class Tokens:
         clip_visual: float (n, p), each token's `vision_states` row carried into CLIP's joint space (final layer norm,
             visual projection), not normalised.
         clip_text: float (s, p), CLIP text embeddings of the prompt, one row per segment, not normalised.
+        tower_size: float (1, n), behind a vision tower that merged patches: how many patches each token stands for, 0
+            for those that were merged into another.
         decoder_attention: float (h, n), for stages inside the language model that act at layer K: attention of the
             prompt's last token to the visual tokens, in layer K - 1.
         decoder_next_attention: float (h, n), the same for layer K, as it would be if nothing were dropped there.
@@ -106,6 +108,7 @@ class Tokens:
     cls_attention_last: Float[Tensor, "h n"] | None = None
     clip_visual: Float[Tensor, "n p"] | None = None
     clip_text: Float[Tensor, "s p"] | None = None
+    tower_size: Float[Tensor, "1 n"] | None = None
     decoder_attention: Float[Tensor, "h n"] | None = None
     decoder_next_attention: Float[Tensor, "h n"] | None = None
     decoder_keys: Float[Tensor, "n e"] | None = None
@@ -184,6 +187,7 @@ DECODER_SIGNALS = (
 """Fields that only a stage inside the language model can get."""
 
 PER_TOKEN_SIGNALS = (
+    "tower_size",
     "cls_attention",
     "cls_attention_first",
     "vision_states",
@@ -206,6 +210,7 @@ HEADS_FIRST = frozenset(
         "cls_attention",
         "cls_attention_first",
         "cls_attention_last",
+        "tower_size",
         "decoder_attention",
         "decoder_next_attention",
         "decoder_text_attention",
@@ -248,6 +253,7 @@ class Selection:
         order: int64 (k,), the same rows in the order in which they were picked, when the method has one.
         gains: float (k,), what each pick added to the method's objective, in pick order.
         scores: float (n,), the score of every token, for methods that rank.
+        sizes: float (k,), how many of the image's patches each kept token stands for, behind a tower that merged them.
         stages: one entry per stage for a pipeline.
     """
 
@@ -259,6 +265,7 @@ class Selection:
     order: Int[Tensor, " k"] | None = None
     gains: Float[Tensor, " k"] | None = None
     scores: Float[Tensor, " n"] | None = None
+    sizes: Float[Tensor, " k"] | None = None
     stages: tuple[StageCount, ...] = ()
 
     @property

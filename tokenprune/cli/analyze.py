@@ -149,12 +149,18 @@ def _images(
     from tokenprune.analysis import bundled_images, stream_images
     from tokenprune.analysis.images import DEFAULT_COUNT
     from tokenprune.models import adapter_for
+    from tokenprune.models.plan import tower_part
     from tokenprune.models.select import fit_strategy
 
     adapter = adapter_for(loaded.model)
     adapter.clip = loaded.clip
     for strategy in strategies:
         fit_strategy(strategy, adapter)
+        if tower_part(strategy) is not None:
+            raise ValueError(
+                f"--strategy: {strategy!r} acts inside the vision tower, so that its tokens are not those of the other "
+                "strategies; analyses look at one set of tokens, leave it out"
+            )
     want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))
     swap = args.what == "alignment"
     if args.data is None:

@@ -21,6 +21,7 @@ from tokenprune.models.select import fit_strategy
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
 from tokenprune.tokens import FIELD_NAMES
+from tokenprune.tower import TowerStrategy
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Runner:
     Times are wall clock, in seconds per batch, with the device synchronised at both ends:
 
     - vision: tower and projector, once per picture and outside of all cells; reading and resizing files not included.
+      Strategies inside the tower run it themselves, in every batch, and have a time of their own.
     - selection: the strategy's choice and the building of the shorter prompt; what pruning costs. None for dense.
     - prefill: embedding and merging the prompt, the forward pass over it, and the choice of the first token; choices
       made inside the decoder count as selection.
@@ -76,7 +78,12 @@ class Runner:
         vision = self._encode(inputs, len(batch.pictures), range(len(batch.pictures)))
         prompt = build_prompt(self.adapter, self._ids(batch), vision)
         for strategy in strategies:
-            select_tokens(make_plan(fit_strategy(strategy, self.adapter)).before, prompt)
+            plan = make_plan(fit_strategy(strategy, self.adapter))
+            shown = prompt
+            if plan.tower is not None:
+                merged = self._encode(inputs, len(batch.pictures), range(len(batch.pictures)), plan.tower)
+                shown = build_prompt(self.adapter, self._ids(batch), merged)
+            select_tokens(plan.before, shown)
 
     def prepare(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Tokenise all samples and encode every picture once; `progress` is told how many samples are done."""
@@ -114,10 +121,12 @@ class Runner:
         self, batch: Batch, strategy: PruningStrategy | None
     ) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
         """One batch: an answer and the kept tokens per sample, and the seconds of each stage."""
+        tower = None if strategy is None else make_plan(strategy).tower
+        features, seeing = (self._features(batch), None) if tower is None else self._merged(batch, tower)
         ran = run_stages(
             self.adapter,
             self._ids(batch),
-            self._features(batch),
+            features,
             strategy,
             positions=self.positions,
             max_new_tokens=self.max_new_tokens,
@@ -134,7 +143,8 @@ class Runner:
             if ran.layer_tokens:
                 entry["layer_average"] = sum(ran.layer_tokens[i]) / len(ran.layer_tokens[i])
             records[segment.row]["images"].append(entry)
-        return records, {"selection": ran.selection, "prefill": ran.prefill, "decode": ran.decode}
+        seconds = {"selection": ran.selection, "prefill": ran.prefill, "decode": ran.decode}
+        return records, seconds if seeing is None else {"vision": seeing, **seconds}
 
     def _policy(self, strategy: PruningStrategy | None) -> PositionPolicy:
         return self.positions or ("compact" if strategy is None else strategy.positions)
@@ -154,14 +164,23 @@ class Runner:
 
         return self.cache.get(batch.pictures, encode)
 
+    def _merged(self, batch: Batch, tower: TowerStrategy) -> tuple[Vision, float]:
+        """Features of a strategy inside the tower, and the seconds that they took: nobody else can use them."""
+        inputs, images = processed(self.loaded.processor, batch.samples), len(batch.pictures)
+        start = now(self.device)
+        vision = self._encode(inputs, images, range(images), tower)
+        return vision, now(self.device) - start
+
     @torch.no_grad()
-    def _encode(self, inputs: Mapping[str, Any], images: int, places: Sequence[int]) -> Vision:
+    def _encode(
+        self, inputs: Mapping[str, Any], images: int, places: Sequence[int], tower: TowerStrategy | None = None
+    ) -> Vision:
         taken = take_images(inputs, self.adapter.modality_keys, images, places)
         for name, value in taken.items():
             if isinstance(value, torch.Tensor):
                 value = value.to(self.device)
                 taken[name] = value.to(self.loaded.model.dtype) if value.is_floating_point() else value
-        return see(self.adapter, taken, self._want)
+        return see(self.adapter, taken, self._want, tower)
 
     def _end_ids(self) -> frozenset[int]:
         ends = self.loaded.model.generation_config.eos_token_id

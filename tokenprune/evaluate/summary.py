@@ -189,6 +189,8 @@ def _row(
 
 def _times(contents: Sequence[Mapping[str, Any]], encoder: Spread | None) -> dict[str, Spread]:
     batches = [batch for content in contents for batch in content["batches"] if batch["counted"]]
+    own = spread([1000 * batch["vision"] / batch["samples"] for batch in batches if "vision" in batch])
+    encoder = own or encoder
     times = {} if encoder is None else {"vision": encoder}
     for stage in ("selection", "prefill", "decode"):
         # The dense model selects nothing: its batches hold no time for it.

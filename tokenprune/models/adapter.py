@@ -2,19 +2,36 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenprune.models.vision import Vision
+from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.vision import Grid, Vision
 from tokenprune.tokens import DECODER_SIGNALS
 
 if TYPE_CHECKING:
     from tokenprune.models.clip import Clip
 
 NO_SIGNALS: frozenset[str] = frozenset()
+
+
+class TowerUse(NamedTuple):
+    """What a strategy inside the vision tower must know about a call.
+
+    Attributes:
+        layers: the tower's layers up to the one whose output the projector gets.
+        prefix: leading rows of the tower's sequence that are no patches (1 for a CLS token).
+        crop: leading rows that the projector does not get.
+        grid: (rows, columns) of the patches, where what the projector gets is a raster.
+    """
+
+    layers: tuple[nn.Module, ...]
+    prefix: int
+    crop: int
+    grid: Grid
 
 
 class Adapter(ABC):
@@ -30,7 +47,8 @@ class Adapter(ABC):
         length_keys: further arguments with one entry per prompt column, to be cut like the prompt (token types).
         sites: where strategies can act: "projector"; "decoder" for language models whose layers take `attention_mask`
             and `position_embeddings` by name and whose masks are plain causal ones, with `rotary_emb` and `norm` beside
-            `layers`; later also "tower".
+            `layers`; "tower" for towers of CLIP's or SigLIP's layers behind which every token goes its own way: a
+            projector that works on the raster of patches cannot take merged ones.
         reasons: for sites, fields of `Tokens` and "video" that the family does not support, why.
         decoder_signals: fields of `Tokens` that stages inside the language model can get besides.
         signals: fields of `Tokens` that it can supply beside `visual`.
@@ -86,6 +104,17 @@ class Adapter(ABC):
         return [
             m for m in self.vision_tower.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "config")
         ]
+
+    def tower_use(self, inputs: Mapping[str, Any]) -> "TowerUse":
+        """Which of the tower's layers count, for the site "tower".
+
+        Args:
+            inputs: as for `encode`.
+
+        Raises:
+            UnsupportedError: when the model cannot be pruned there.
+        """
+        raise UnsupportedError(f"prune: the vision tower of {type(self.model).__name__} cannot be pruned")
 
     @property
     def image_token_ids(self) -> frozenset[int]:

@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.tower import encode_merged
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import check_choice
+from tokenprune.tower import TowerStrategy
 
 CLIP_SIGNALS = frozenset({"clip_visual", "clip_text"})
 """Fields of `Tokens` that need a CLIP model beside the one that is pruned."""
@@ -169,11 +171,22 @@ def question_reader(processor: Any) -> Callable[[Int[Tensor, " l"]], str]:  # no
     return question
 
 
-def see(adapter: Adapter, inputs: Mapping[str, Any], want: Collection[str]) -> Vision:
-    """`adapter.encode`, and `Vision.clip_visual` when that is wanted and the adapter has a `clip`."""
-    if adapter.clip is None or not CLIP_SIGNALS & set(want):
-        return adapter.encode(inputs, want=want)
-    vision = adapter.encode(inputs, want={*want, "vision_states"})
+def see(
+    adapter: Adapter, inputs: Mapping[str, Any], want: Collection[str], tower: TowerStrategy | None = None
+) -> Vision:
+    """`adapter.encode`, with merging inside the tower, and with CLIP's joint space when that is wanted.
+
+    Args:
+        adapter: the model's adapter.
+        inputs: as for `Adapter.encode`.
+        want: names of `Tokens` fields; "clip_visual" needs an adapter with a `clip`.
+        tower: what merges inside the tower.
+    """
+    through_clip = adapter.clip is not None and bool(CLIP_SIGNALS & set(want))
+    want = {*want, "vision_states"} if through_clip else want
+    vision = adapter.encode(inputs, want=want) if tower is None else encode_merged(adapter, inputs, want, tower)
+    if adapter.clip is None or not through_clip:
+        return vision
     rows = tuple(adapter.clip.visual(states) for states in vision.vision_states or ())
     return replace(vision, clip_visual=rows)
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenprune.models.adapter import NO_SIGNALS, Adapter
+from tokenprune.models.adapter import NO_SIGNALS, Adapter, TowerUse
+from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.tap import Reader, tap, tower_reader
 from tokenprune.models.vision import Grid, Vision, image_keys
 
@@ -20,7 +21,7 @@ class LlavaAdapter(Adapter):
     """
 
     model_types: ClassVar[frozenset[str]] = frozenset({"llava"})
-    sites: ClassVar[frozenset[str]] = frozenset({"projector", "decoder"})
+    sites: ClassVar[frozenset[str]] = frozenset({"tower", "projector", "decoder"})
     modality_keys: ClassVar[tuple[str, ...]] = (
         "pixel_values",
         "image_sizes",
@@ -38,11 +39,8 @@ class LlavaAdapter(Adapter):
 
     def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
         """Run tower and projector once; see `Adapter.encode`."""
-        config = self.model.config
         options = {name: inputs[name] for name in self.modality_keys if inputs.get(name) is not None}
-        layer = options.get("vision_feature_layer", config.vision_feature_layer)
-        layers = [layer] if isinstance(layer, int) else list(layer)
-        crop = int(options.get("vision_feature_select_strategy", config.vision_feature_select_strategy) == "default")
+        layers, crop = self._features_of(inputs)
         want = self.signals & set(want)
         with ExitStack() as stack:
             seen = [stack.enter_context(tap(*reading)) for reading in self._readings(layers[-1], want, crop)]
@@ -62,6 +60,38 @@ class LlavaAdapter(Adapter):
             project=self.base.multi_modal_projector if "project" in want else None,
             **signals,
         )
+
+    def tower_use(self, inputs: Mapping[str, Any]) -> TowerUse:
+        """The layers before the chosen feature layer; see `Adapter.tower_use`."""
+        chosen, crop = self._features_of(inputs)
+        if len(chosen) > 1:
+            raise UnsupportedError(
+                f"prune: vision_feature_layer={chosen} puts states of several layers side by side, which have "
+                "different numbers of tokens when the vision tower merges them; choose one layer"
+            )
+        layers = list(self.vision_tower.encoder.layers)  # type: ignore[union-attr,arg-type]
+        used = layers[: chosen[0]] if chosen[0] >= 0 else layers[: len(layers) + 1 + chosen[0]]
+        prefix = int(getattr(self.vision_tower.embeddings, "class_embedding", None) is not None)
+        pixels, patch = inputs.get("pixel_values"), self.model.config.vision_config.patch_size
+        raster = None if pixels is None else (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
+        return TowerUse(
+            layers=tuple(used),
+            prefix=prefix,
+            crop=crop,
+            grid=raster if prefix == crop else None,
+        )
+
+    def _features_of(self, inputs: Mapping[str, Any]) -> tuple[list[int], int]:
+        """The layers whose states the projector gets, and how many leading rows it does not get."""
+        config = self.model.config
+        layer, select = (
+            default if (given := inputs.get(name)) is None else given
+            for name, default in (
+                ("vision_feature_layer", config.vision_feature_layer),
+                ("vision_feature_select_strategy", config.vision_feature_select_strategy),
+            )
+        )
+        return [layer] if isinstance(layer, int) else list(layer), int(select == "default")
 
     def _readings(self, layer: int, want: Collection[str], crop: int) -> list[tuple[nn.Module, Reader]]:
         """What to read at which attention module: states of layer -2 leave module -2, those of layer 1 module 0."""

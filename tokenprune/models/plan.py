@@ -6,6 +6,7 @@ from tokenprune.models.signals import MID_LAYER
 from tokenprune.pipeline import Pipeline, StagedStrategy
 from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
 from tokenprune.tokens import DECODER_SIGNALS
+from tokenprune.tower import TowerStrategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,20 @@ class Plan:
     cuts: tuple[Cut, ...]
 
     @property
+    def tower(self) -> TowerStrategy | None:
+        """The part that acts inside the vision tower; what it merged there is also read off by `before`."""
+        return tower_part(self.strategy)
+
+    @property
     def final_policy(self) -> PositionPolicy:
         """The policy of the last part, for the record."""
         return self.cuts[-1].policy if self.cuts else self.policy
+
+
+def tower_part(strategy: PruningStrategy) -> TowerStrategy | None:
+    """The stage that acts inside the vision tower, if there is one; it comes first."""
+    first = strategy.stages[0] if isinstance(strategy, StagedStrategy) else strategy
+    return first if isinstance(first, TowerStrategy) else None
 
 
 def make_plan(strategy: PruningStrategy, positions: PositionPolicy | None = None) -> Plan:

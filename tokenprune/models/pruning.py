@@ -117,7 +117,7 @@ def _encoded(
     if not adapter.has_visual(inputs):
         return None
     with encoding or nullcontext():
-        return see(adapter, inputs, plan.strategy.needs | plan.strategy.uses | frozenset(want))
+        return see(adapter, inputs, plan.strategy.needs | plan.strategy.uses | frozenset(want), plan.tower)
 
 
 def _keys_by_row(prompt: Prompt) -> tuple[tuple[int, ...], ...] | None:
@@ -140,8 +140,8 @@ def prune_inputs(
     """Prune a batch of prompts and hand back arguments for the model; the model is not touched.
 
     The same as `prune` as a pure function: `model(**prune_inputs(model, strategy, **inputs))`, or `model.generate` with
-    them, which then returns the new tokens alone. Gradients flow through to the projector; wrap the call in
-    `torch.no_grad()` when they are not needed.
+    them, which then returns the new tokens alone. Gradients flow through to the projector, except for tokens that a
+    strategy made; wrap the call in `torch.no_grad()` when they are not needed.
 
     Args:
         model: a supported transformers model.

@@ -39,6 +39,7 @@ class ImageRecord:
             that were made on the way included.
         frozen: True when the selection is that of an earlier turn, kept by `turns="freeze"`.
         extra_tokens: tokens made inside the decoder that are left beside `indices`.
+        sizes: for strategies inside the vision tower, how many patches each of `indices` stands for.
     """
 
     call: int
@@ -57,6 +58,7 @@ class ImageRecord:
     layer_tokens: tuple[int, ...] = ()
     frozen: bool = False
     extra_tokens: int = 0
+    sizes: tuple[int, ...] = ()
 
     @property
     def layer_average(self) -> float:
@@ -83,6 +85,7 @@ class ImageRecord:
             "select_seconds": self.select_seconds,
             "layer": self.layer,
             "layer_tokens": list(self.layer_tokens),
+            "sizes": list(self.sizes),
             "layer_average": self.layer_average,
             "frozen": self.frozen,
             "extra_tokens": self.extra_tokens,
@@ -213,6 +216,7 @@ class Record:
                     layer_tokens=entering,
                     frozen=old,
                     extra_tokens=0 if selection.extra is None else selection.extra.shape[0],
+                    sizes=() if selection.sizes is None else tuple(selection.sizes.int().tolist()),
                 )
                 for segment, selection, rows, entering, old in zip(
                     prompt.segments, selections, indices, counts, kept_from_before, strict=True

@@ -7,11 +7,14 @@ from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import CLIP_SIGNALS
 from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.plan import tower_part
 from tokenprune.models.prompt import Prompt
+from tokenprune.models.tower import check_layers
 from tokenprune.parsing import parse
 from tokenprune.pipeline import StagedStrategy
 from tokenprune.strategy import PruningStrategy
 from tokenprune.tokens import Selection
+from tokenprune.tower import TowerStrategy
 
 
 def as_strategy(strategy: PruningStrategy | str) -> PruningStrategy:
@@ -53,15 +56,23 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
         UnsupportedError: naming the stage, and the site or signal.
     """
     family = type(adapter.model).__name__
-    for stage in strategy.stages if isinstance(strategy, StagedStrategy) else (strategy,):
+    stages = strategy.stages if isinstance(strategy, StagedStrategy) else (strategy,)
+    for stage in stages:
         if stage.site not in adapter.sites:
+            reason = (
+                "; what follows its vision tower works on the raster of patches, or its layers are of another kind"
+                if stage.site == "tower"
+                else ""
+            )
             raise UnsupportedError(
                 f"prune: {stage!r} acts at the {stage.site!r} site, but {family} can be pruned at "
-                f"{', '.join(map(repr, sorted(adapter.sites)))} only{adapter.because(stage.site)}; "
+                f"{', '.join(map(repr, sorted(adapter.sites)))} only{adapter.because(stage.site) or reason}; "
                 "choose a strategy of that site"
             )
         if stage.site == "decoder":
             _check_decoder_stage(stage, adapter)
+        if isinstance(stage, TowerStrategy):
+            check_layers(stage, adapter.tower_use({}).layers, family)
         supplied = adapter.signals | (adapter.decoder_signals if stage.site == "decoder" else frozenset())
         if CLIP_SIGNALS & stage.needs and "vision_states" in adapter.signals:
             if adapter.clip is None:
@@ -139,6 +150,7 @@ def select_tokens(
 
     Raises:
         UnsupportedError: when the strategy acts inside the language model.
+        RuntimeError: when it acts inside the vision tower, and the prompt's tokens did not come from there.
     """
     chosen = range(len(prompt.segments)) if only is None else only
     if not chosen:
@@ -152,6 +164,11 @@ def select_tokens(
     if strategy is None:
         images = prompt.tokens()
         return [Selection(indices=images[i].positions, total=images[i].n) for i in chosen], 0.0
+    if tower_part(strategy) is not None and (prompt.vision is None or prompt.vision.tower_size is None):
+        raise RuntimeError(
+            f"select_tokens: {strategy!r} acts inside the vision tower, but the vision tower did not merge for this "
+            "prompt; use prune or prune_inputs, or tokenprune.models.clip.see with the strategy as `tower`"
+        )
     start = now(device)
     images = prompt.tokens(strategy.needs | strategy.uses)
     selections = strategy.select_batch([images[i] for i in chosen])

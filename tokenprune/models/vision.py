@@ -40,7 +40,7 @@ class Vision:
         tile_grids: `Tokens.tile_grid` of each image, or None.
         cls_attention, cls_attention_first, cls_attention_last, vision_states, vision_cls, vision_keys,
             vision_last_keys, vision_last_cls: the field of `Tokens` of that name for each image, when asked for.
-        clip_visual: the same; filled by `see`, not by adapters.
+        clip_visual, tower_size: the same; filled by `see`, not by adapters.
         project: the projector, when asked for.
     """
 
@@ -59,6 +59,7 @@ class Vision:
     vision_last_cls: tuple[Float[Tensor, "2 f"], ...] | None = None
     cls_attention_last: tuple[Float[Tensor, "h _"], ...] | None = None
     clip_visual: tuple[Float[Tensor, "_ p"], ...] | None = None
+    tower_size: tuple[Float[Tensor, "1 _"], ...] | None = None
     project: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class Vision:
             fields["tile_grid"] = self.tile_grids[image]
         if self.keys is not None:
             fields["key"] = self.keys[image]
-        for name in (*SIGNALS, "clip_visual"):
+        for name in (*SIGNALS, "clip_visual", "tower_size"):
             values = getattr(self, name)
             if values is not None:
                 fields[name] = values[image].detach().to(device)

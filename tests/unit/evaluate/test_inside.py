@@ -1,4 +1,4 @@
-"""Methods that act inside the decoder, in a comparison."""
+"""Methods that act inside the decoder or inside the vision tower, in a comparison."""
 
 from pathlib import Path
 
@@ -15,7 +15,15 @@ from tokenprune.evaluate.runner import Runner
 SAMPLES = tiny_samples(6)
 
 
-@pytest.mark.parametrize("text", ["fastv(keep=4, layer=1)", "greedy_repmax(keep=0.5) >> dart(keep=3, layer=1)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fastv(keep=4, layer=1)",
+        "greedy_repmax(keep=0.5) >> dart(keep=3, layer=1)",
+        "tome(keep=6)",
+        "tome(keep=9) >> fastervlm(keep=5) >> fastv(keep=2, layer=1)",
+    ],
+)
 def test_the_runner_does_what_prune_does(text: str) -> None:
     loaded, strategy = tiny_loaded(), parse(text)
     runner = Runner(loaded, SAMPLES, batch_size=6, max_new_tokens=3)
@@ -30,7 +38,8 @@ def test_the_runner_does_what_prune_does(text: str) -> None:
     for entry, image in zip(records, record.images, strict=True):
         (found,) = entry["images"]
         assert found["indices"] == image.indices.tolist()
-        assert (found["tokens_out"], found["layer_average"]) == (image.tokens_kept, image.layer_average)
+        assert found["tokens_out"] == image.tokens_kept
+        assert found.get("layer_average", found["tokens_out"]) == image.layer_average
     assert all(value is not None and value > 0 for value in seconds.values())
     layers = loaded.model.model.language_model.layers
     assert not any(layer._forward_pre_hooks for layer in layers)
@@ -42,6 +51,24 @@ def test_the_table_counts_tokens_per_layer(tmp_path: Path) -> None:
     out = {row.method: row.tokens_out for row in result.rows}
     assert out["greedy_repmax"] == 4
     assert out["fastv(layer=1)"] == (16 + 4) / 2
+
+
+def test_merging_in_the_tower_leaves_the_features_of_other_methods_alone_and_has_its_own_time(tmp_path: Path) -> None:
+    settings = tiny_settings(methods=(Method("tome"), Method("greedy_repmax")), budgets=(6,))
+    result = compare(tiny_loaded(), SAMPLES, settings, data="tiny", out=tmp_path / "both", figures=False)
+    alone = compare(
+        tiny_loaded(),
+        SAMPLES,
+        tiny_settings(methods=(Method("greedy_repmax"),), budgets=(6,)),
+        data="tiny",
+        out=tmp_path / "one",
+        figures=False,
+    )
+    rows = {row.method: row for row in result.rows}
+    assert rows["tome"].tokens_out == 6
+    assert rows["tome"].times["vision"] != rows["greedy_repmax"].times["vision"]
+    assert rows["random"].accuracy == next(row for row in alone.rows if row.method == "random").accuracy
+    assert rows["greedy_repmax"].accuracy == alone.rows[-1].accuracy
 
 
 def test_a_layer_that_the_model_does_not_have_is_refused_before_work() -> None:

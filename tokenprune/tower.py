@@ -1,0 +1,126 @@
+"""Strategies that act inside the vision tower, and the bookkeeping of what they merge."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune.strategy import PruningStrategy, Site
+from tokenprune.tokens import Selection, Tokens
+
+_LAYERS = 24
+
+
+class Merge(NamedTuple):
+    """Which rows become one, in rows of the sequence given.
+
+    Attributes:
+        row_of: int64 (p,), for each row the row of the shorter sequence that it goes into.
+        place: int64 (r,), for each row of the shorter sequence the old row whose place it takes.
+    """
+
+    row_of: Int[Tensor, " p"]
+    place: Int[Tensor, " r"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TowerState:
+    """One image's sequence in the tower. Immutable.
+
+    Attributes:
+        x: float (p, c), states.
+        size: float (p,), tokens of the tower's input that each row stands for.
+        place: int64 (p,), the one of them whose place it takes.
+    """
+
+    x: Float[Tensor, "p c"]
+    size: Float[Tensor, " p"]
+    place: Int[Tensor, " p"]
+
+    @classmethod
+    def whole(cls, x: Float[Tensor, "p c"]) -> "TowerState":
+        """Before any merge."""
+        return cls(x=x, size=torch.ones_like(x[:, 0], dtype=torch.float32), place=torch.arange(len(x), device=x.device))
+
+    def merged(self, merge: Merge) -> "TowerState":
+        """States averaged by size in float32, sizes added; rows that stay alone keep their bits."""
+        count = merge.place.shape[0]
+        size = self.size.new_zeros(count).index_add(0, merge.row_of, self.size)
+        weighted = self.x.float() * self.size[:, None]
+        mean = weighted.new_zeros((count, self.x.shape[1])).index_add(0, merge.row_of, weighted) / size[:, None]
+        alone = size == self.size[merge.place]
+        x = torch.where(alone[:, None], self.x[merge.place], mean.to(self.x.dtype))
+        return TowerState(x=x, size=size, place=self.place[merge.place])
+
+
+class TowerStrategy(PruningStrategy):
+    """A strategy that merges tokens between the layers of the vision tower.
+
+    A subclass writes `merge`, which is asked in every layer up to the one whose output the model uses. What is left
+    afterwards are merged tokens, each at the place of one patch of the image; `select` reads off which places those
+    are, from `Tokens.tower_size`. So a pipeline may go on with strategies of the other sites, and their signals are
+    those of the merged tokens.
+
+    Without a model, when `Tokens.tower_size` is None, `select` merges the tokens themselves, as a tower of 24 layers
+    would that change nothing: good for trying a strategy out, not the method.
+
+    Attributes:
+        where: "attention" merges between a layer's attention and its MLP, "output" behind the whole layer.
+        proportional: True to add log(size) to the attention logits of the layers that follow a merge.
+    """
+
+    where: ClassVar[Literal["attention", "output"]] = "attention"
+    site: Site = "tower"
+    uses = frozenset({"tower_size"})
+    merges = True
+    whole_raster = True
+    proportional: bool = False
+
+    @abstractmethod
+    def merge(
+        self,
+        layer: int,
+        layers: int,
+        state: TowerState,
+        keys: Float[Tensor, "p e"] | None,
+        *,
+        prefix: int,
+        patches: int,
+    ) -> Merge | None:
+        """What to merge in one layer, for one image; None for nothing.
+
+        Args:
+            layer: the layer, from 0.
+            layers: number of layers in which merging is possible.
+            state: the sequence at that point.
+            keys: the layer's attention keys averaged over heads, in float32; None behind the whole layer.
+            prefix: leading rows that are no patches (a CLS token); they must stay first, each alone.
+            patches: number of the image's patches before any merge.
+        """
+
+    @final
+    def _select(self, tokens: Tokens) -> Selection:
+        tokens = self._merged(tokens) if tokens.tower_size is None else tokens
+        if tokens.tower_size is None:
+            raise ValueError(f"{type(self).__name__}: needs Tokens.tower_size")
+        kept = (tokens.tower_size[0] > 0).nonzero().flatten()
+        return Selection(indices=kept, total=tokens.n, features=tokens.visual[kept], sizes=tokens.tower_size[0, kept])
+
+    def _merged(self, tokens: Tokens) -> Tokens:
+        """The image as it comes out of a tower whose layers change nothing; `vision_keys`, if any, are their keys."""
+        keys = TowerState.whole(tokens.visual if tokens.vision_keys is None else tokens.vision_keys)
+        state = TowerState.whole(tokens.visual.detach())
+        for layer in range(_LAYERS):
+            metric = keys.x.float() if self.where == "attention" else None
+            merge = self.merge(layer, _LAYERS, state, metric, prefix=0, patches=tokens.n)
+            if merge is not None:
+                state, keys = state.merged(merge), keys.merged(merge)
+        visual = torch.zeros_like(state.x[:1]).repeat(tokens.n, 1).index_copy(0, state.place, state.x)
+        size = state.size.new_zeros(tokens.n).index_copy(0, state.place, state.size)
+        return replace(tokens, visual=visual, tower_size=size[None])
+
+
+__all__ = ["Merge", "TowerState", "TowerStrategy"]
