@@ -18,6 +18,7 @@ from tokenprune.models.clip import see
 from tokenprune.models.tower import encode_merged
 from tokenprune.strategy import PositionPolicy
 from tokenprune.testing import random_tokens
+from tokenprune.testing.tiny_families import tiny_families, tiny_model
 from tokenprune.testing.reference import reference_logits
 from tokenprune.tower import TowerStrategy
 
@@ -288,6 +289,12 @@ def test_what_cannot_be_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(adapter_for(model).__class__, "sites", frozenset({"projector"}))
     with pytest.raises(UnsupportedError, match="what follows its vision tower works on the raster of patches"):
         prune(model, ToMe(5))
+
+
+@pytest.mark.parametrize("family", sorted(set(tiny_families()) - {"llava"}))
+def test_families_that_work_on_the_raster_of_patches_are_refused(family: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"acts at the 'tower' site, but .* because"):
+        prune(tiny_model(family)[0], ToMe(5))
 
 
 def test_layers_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ class TiledAdapter(LlavaAdapter):
     patches that make up a token. Newline tokens have zeros everywhere.
     """
 
+    sites: ClassVar[frozenset[str]] = frozenset({"projector", "decoder"})
     kinds: ClassVar[tuple[Kind, ...]] = (IMAGES,)
 
     @property
