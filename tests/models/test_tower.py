@@ -18,8 +18,8 @@ from tokenprune.models.clip import see
 from tokenprune.models.tower import encode_merged
 from tokenprune.strategy import PositionPolicy
 from tokenprune.testing import random_tokens
-from tokenprune.testing.tiny_families import tiny_families, tiny_model
 from tokenprune.testing.reference import reference_logits
+from tokenprune.testing.tiny_families import tiny_families, tiny_model
 from tokenprune.tower import TowerStrategy
 
 USED = {"clip": 4, "siglip": 5}
