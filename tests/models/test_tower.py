@@ -287,7 +287,7 @@ def test_what_cannot_be_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPat
         prune(model, ToMe(5))
     monkeypatch.undo()
     monkeypatch.setattr(adapter_for(model).__class__, "sites", frozenset({"projector"}))
-    with pytest.raises(UnsupportedError, match="what follows its vision tower works on the raster of patches"):
+    with pytest.raises(UnsupportedError, match="what follows its vision tower takes the raster of patches"):
         prune(model, ToMe(5))
 
 

@@ -60,7 +60,7 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
     for stage in stages:
         if stage.site not in adapter.sites:
             reason = (
-                ", because what follows its vision tower works on the raster of patches, or its layers are of another kind"
+                ", because what follows its vision tower takes the raster of patches, or its layers are of another kind"
                 if stage.site == "tower"
                 else ""
             )
