@@ -5,6 +5,7 @@ from tokenprune.baselines.dart import DART
 from tokenprune.baselines.divprune import DivPrune
 from tokenprune.baselines.fastervlm import FasterVLM
 from tokenprune.baselines.fastv import FastV
+from tokenprune.baselines.fitprune import FitPrune, FitPruneStage
 from tokenprune.baselines.grid_pool import GridPool
 from tokenprune.baselines.hired import HiRED
 from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
@@ -26,6 +27,8 @@ __all__ = [
     "DivPrune",
     "FastV",
     "FasterVLM",
+    "FitPrune",
+    "FitPruneStage",
     "GridPool",
     "HiRED",
     "PruMerge",

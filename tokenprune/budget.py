@@ -65,7 +65,14 @@ def keep_count(keep: Keep, total: int) -> int:
         >>> keep_count(0.8, 576), keep_count(0.111, 576), keep_count(0.001, 576), keep_count(700, 576)
         (461, 64, 1, 700)
     """
-    if isinstance(keep, int):
-        return keep
-    share = (Decimal(repr(keep)) * total).to_integral_value(rounding=ROUND_HALF_UP)
-    return max(1, int(share))
+    return keep if isinstance(keep, int) else max(1, share_count(keep, total))
+
+
+def share_count(share: float, total: int) -> int:
+    """A share of `total`, rounded half up as the decimal that the caller wrote; may be 0.
+
+    Examples:
+        >>> share_count(0.145, 100), share_count(0.001, 100)
+        (15, 0)
+    """
+    return int((Decimal(repr(share)) * total).to_integral_value(rounding=ROUND_HALF_UP))

@@ -196,8 +196,8 @@ class Row:
             [self.embeds[image] for image in self.entered],
         )
 
-    def apply(self, answers: Sequence[Tensor | Answer], policy: PositionPolicy) -> None:
-        """Rebuild the prompt part column by column."""
+    def apply(self, answers: Sequence[Tensor | Answer], policy: PositionPolicy) -> Tensor:
+        """Rebuild the prompt part column by column; where each column stood, made ones behind all others."""
         place = {c: i for i, c in enumerate(self.alive)}
         gone: set[int] = set()
         behind: dict[int, list[int]] = {}
@@ -219,6 +219,7 @@ class Row:
         self.x, self.positions, self.alive = vectors[source], positions[source], order
         if policy == "compact":
             self.positions = torch.arange(len(self.positions))
+        return source
 
 
 @torch.no_grad()
@@ -270,20 +271,20 @@ def expected_row(
         lengths = []
         attention = keys_before = torch.empty(0)
 
-        def act(layer: int, within: bool, row: Row, original: list[Tensor], attention: Tensor, keys_of: Tensor) -> None:
-            for stage in (s for s in stages if s.layer == layer and s.within == within):
-                answers = stage.rule(row.view(layer, attention, keys_of, original, keys))
-                row.apply(answers, stage.policy)
-                for number, answer in enumerate(answers):
-                    kept_rows, new = answer if isinstance(answer, Answer) else (answer, None)
-                    made = 0 if new is None else len(new)
-                    original[number] = torch.cat([original[number][kept_rows], 1000 + torch.arange(made)])
-
         for layer in range(len(decoder.text.layers)):
-            act(layer, False, row, original, attention, keys_before)
-            lengths.append(len(row.alive))
-            row.x, attention, keys_before = decoder.attend(row.x, layer, row.positions)
-            act(layer, True, row, original, attention, keys_before)
+            for within in (False, True):
+                if within:
+                    lengths.append(len(row.alive))
+                    row.x, attention, keys_before = decoder.attend(row.x, layer, row.positions)
+                for stage in (s for s in stages if s.layer == layer and s.within == within):
+                    answers = stage.rule(row.view(layer, attention, keys_before, original, keys))
+                    source = row.apply(answers, stage.policy)
+                    for number, answer in enumerate(answers):
+                        kept_rows, new = answer if isinstance(answer, Answer) else (answer, None)
+                        made = 0 if new is None else len(new)
+                        original[number] = torch.cat([original[number][kept_rows], 1000 + torch.arange(made)])
+                    if len(attention) and int(source.max()) < attention.shape[1]:  # nothing made: for a next stage here
+                        attention, keys_before = attention[:, source][:, :, source], keys_before[:, source]
             row.x = decoder.feed_forward(row.x, layer)
         kept = original if step == 0 else kept
         logits.append(model.lm_head(decoder.norm(row.x[-1], decoder.text.norm)))
