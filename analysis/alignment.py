@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenprune.alignment import MIAlignment, top_k
+from tokenprune.alignment import MIAlignment
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import show, summarise
 from tokenprune.analysis.rank_correlation import rank_correlation
 from tokenprune.analysis.score_parts import split_score
 from tokenprune.evaluate.statistics import Interval
+from tokenprune.kernels import top_k
 from tokenprune.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ Deviations: cosines in float32 (the program normalises in the model's dtype firs
 tokens and their pooling are the business of whoever computes `text_embeds`.
 """
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -27,14 +28,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, unit
+from tokenprune.baselines.scoring import check_count, unit, working
 from tokenprune.budget import Keep
+from tokenprune.kernels import determinant_each, gram, unit_rows
 from tokenprune.strategy import PruningStrategy, set_keep
 from tokenprune.tokens import Selection, Tokens
 
 __all__ = ["CDPruner", "cdpruner", "cdpruner_relevance", "greedy_map"]
-
-_DEPENDENT = 1e-6  # residual over own quality below which a token counts as a combination of the picked ones
 
 
 def cdpruner_relevance(
@@ -76,33 +76,31 @@ def greedy_map(kernel: Float[Tensor, "t n n"], keep: int, *, official: bool = Fa
     """
     tiles, n, _ = kernel.shape
     check_count("greedy_map", "keep", keep, n)
-    quality = kernel.diagonal(dim1=1, dim2=2)
-    # Dependent tokens rank below all others and among themselves by quality.
-    last_resort = quality / quality.amax(1, keepdim=True).clamp_min(torch.finfo(kernel.dtype).tiny) - 2
-    residual = quality.clone()
+    if not official:
+        return torch.stack(determinant_each(kernel, [keep] * tiles))
+    residual = kernel.diagonal(dim1=1, dim2=2)
     factors = kernel.new_zeros((keep, tiles, n))
     picks = torch.empty((tiles, keep), dtype=torch.int64, device=kernel.device)
     lane = torch.arange(tiles, device=kernel.device)
-    taken = torch.zeros((tiles, n), dtype=torch.bool, device=kernel.device)
     for step in range(keep):
-        dependent = residual <= _DEPENDENT * quality
-        if official:
-            pick = residual.argmax(1)
-        else:
-            pick = torch.where(dependent, last_resort, residual).masked_fill(taken, -torch.inf).argmax(1)
+        pick = residual.argmax(1)
         picks[:, step] = pick
         known = factors[:step]
         row = kernel[lane, pick] - torch.einsum("kt,ktn->tn", known[:, lane, pick], known)
         row = row / residual[lane, pick].sqrt()[:, None]
-        if official:
-            residual = residual - row.square()
-            residual[lane, pick] = -torch.inf
-        else:
-            row = torch.where(dependent[lane, pick][:, None], 0.0, row)
-            residual = residual - row.square()
-            taken[lane, pick] = True
+        residual = residual - row.square()
+        residual[lane, pick] = -torch.inf
         factors[step] = row
     return picks
+
+
+def conditional_kernel(
+    features: Float[Tensor, "n d"], embeds: Float[Tensor, "n c"], text: Float[Tensor, "s c"]
+) -> Float[Tensor, "n n"]:
+    """The kernel of one tile: cosines of the tokens, each row and column times the token's relevance."""
+    relevance = cdpruner_relevance(embeds[None], text)[0]
+    kernel = gram(unit_rows(working(features))).to(relevance.dtype)
+    return kernel.mul_(relevance[:, None]).mul_(relevance)
 
 
 def cdpruner(
@@ -130,10 +128,15 @@ def cdpruner(
         >>> cdpruner(x, torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]]), torch.tensor([[1.0, 0.0]]), 2)
         tensor([[2, 1]])
     """
-    relevance = cdpruner_relevance(image_embeds, text_embeds, official=official)
+    if not official:
+        check_count("cdpruner", "keep", keep, image_features.shape[1])
+        tiles = zip(image_features, image_embeds, strict=True)
+        kernels = (conditional_kernel(features, embeds, text_embeds) for features, embeds in tiles)
+        return torch.stack(determinant_each(kernels, [keep] * len(image_features)))
+    relevance = cdpruner_relevance(image_embeds, text_embeds, official=True)
     rows = unit(image_features)
     kernel = relevance[:, :, None] * (rows @ rows.transpose(1, 2)) * relevance[:, None, :]
-    return greedy_map(kernel, keep, official=official)
+    return greedy_map(kernel, keep, official=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,10 +178,27 @@ class CDPruner(PruningStrategy):
         return None if self.official else super().requested(tokens)
 
     def _select(self, tokens: Tokens) -> Selection:
-        if tokens.clip_visual is None or tokens.clip_text is None:  # `select` has checked it
-            raise ValueError("CDPruner: needs Tokens.clip_visual and Tokens.clip_text")
-        budget = min(PruningStrategy.requested(self, tokens) or 1, tokens.n)
-        order = cdpruner(
-            tokens.visual[None], tokens.clip_visual[None], tokens.clip_text, budget, official=self.official
-        )[0]
-        return Selection(indices=order.unique(), total=tokens.n, order=None if self.official else order)
+        return self._select_batch([tokens])[0]
+
+    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        keeps = [min(PruningStrategy.requested(self, tokens) or 1, tokens.n) for tokens in batch]
+        signals = [(tokens.visual, *_joint_space(tokens)) for tokens in batch]
+        if self.official:
+            orders = [
+                cdpruner(visual[None], embeds[None], text, keep, official=True)[0]
+                for (visual, embeds, text), keep in zip(signals, keeps, strict=True)
+            ]
+        else:
+            orders = determinant_each((conditional_kernel(*signal) for signal in signals), keeps)
+        return [
+            Selection(indices=order.unique(), total=tokens.n)
+            if self.official
+            else Selection(indices=order.sort().values, total=tokens.n, order=order)
+            for tokens, order in zip(batch, orders, strict=True)
+        ]
+
+
+def _joint_space(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    if tokens.clip_visual is None or tokens.clip_text is None:  # `select` has checked it
+        raise ValueError("CDPruner: needs Tokens.clip_visual and Tokens.clip_text")
+    return tokens.clip_visual, tokens.clip_text

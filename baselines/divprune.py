@@ -27,12 +27,11 @@ from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, unit, working
 from tokenprune.budget import Keep
+from tokenprune.kernels import Start, pick_each
 from tokenprune.strategy import PruningStrategy, set_keep
 from tokenprune.tokens import Selection, Tokens
 
 __all__ = ["DivPrune", "cosine_distance", "divprune", "divprune_count", "max_min"]
-
-_ENTRIES = 2**27  # of distance matrices held at once: half a gigabyte in float32
 
 
 def divprune_count(n: int, ratio: float) -> int:
@@ -73,7 +72,9 @@ def divprune(x: Float[Tensor, "n d"], keep: int, *, official: bool = False) -> I
         (tensor([0, 1, 2]), tensor([0, 0, 0]))
     """
     check_count("divprune", "keep", keep, x.shape[0])
-    return max_min(cosine_distance(x, official=official)[None], keep, official=official)[0]
+    if official:
+        return max_min(cosine_distance(x, official=True)[None], keep, official=True)[0]
+    return pick_each([x], [keep], objective="min", starts=["min"])[0]
 
 
 def max_min(distance: Float[Tensor, "b n n"], keep: int, *, official: bool = False) -> Int[Tensor, "b k"]:
@@ -84,22 +85,20 @@ def max_min(distance: Float[Tensor, "b n n"], keep: int, *, official: bool = Fal
         tensor([[2, 0]])
     """
     batch, n, _ = distance.shape
+    if not official:
+        starts: list[Start] = ["min"] * batch
+        picked = pick_each(list(distance), [keep] * batch, objective="min", distance="precomputed", starts=starts)
+        return torch.stack(picked)
     picks = torch.zeros((batch, keep), dtype=torch.int64, device=distance.device)
     if n == 1:
         return picks
-    if official:
-        score = distance.topk(2, dim=1, largest=False).values[:, 1]
-    else:
-        own = torch.eye(n, dtype=torch.bool, device=distance.device)
-        score = distance.masked_fill(own, torch.inf).amin(1)
+    score = distance.topk(2, dim=1, largest=False).values[:, 1]
     nearest = torch.full_like(score, torch.inf)
     image = torch.arange(batch, device=distance.device)
     for step in range(keep):
         pick = score.argmax(1)
         picks[:, step] = pick
         nearest = torch.minimum(nearest, distance[image, pick])
-        if not official:
-            nearest[image, pick] = -torch.inf
         score = nearest
     return picks
 
@@ -142,21 +141,15 @@ class DivPrune(PruningStrategy):
         return self._select_batch([tokens])[0]
 
     def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        # Images of one size are picked from side by side; each has its own matrix product, so that rounding, and with
-        # it the answer, is that of the image alone.
-        selections: dict[int, Selection] = {}
-        groups: dict[tuple[int, int, torch.dtype, torch.device], list[int]] = {}
-        for i, tokens in enumerate(batch):
-            keep = min(PruningStrategy.requested(self, tokens) or 1, tokens.n)
-            kind = (tokens.n, keep, working(tokens.visual[:0]).dtype, tokens.visual.device)
-            groups.setdefault(kind, []).append(i)
-        for (n, keep, *_), members in groups.items():
-            step = max(1, _ENTRIES // (n**2))
-            for part in (members[start : start + step] for start in range(0, len(members), step)):
-                distance = [cosine_distance(batch[i].visual, official=self.official) for i in part]
-                orders = max_min(torch.stack(distance), keep, official=self.official)
-                for i, order in zip(part, orders, strict=True):
-                    kept = order.unique() if self.official else order.sort().values
-                    shown = None if self.official else order
-                    selections[i] = Selection(indices=kept, total=batch[i].n, order=shown)
-        return [selections[i] for i in range(len(batch))]
+        keeps = [min(PruningStrategy.requested(self, tokens) or 1, tokens.n) for tokens in batch]
+        if self.official:
+            orders = [divprune(tokens.visual, keep, official=True) for tokens, keep in zip(batch, keeps, strict=True)]
+            return [
+                Selection(indices=order.unique(), total=tokens.n) for tokens, order in zip(batch, orders, strict=True)
+            ]
+        starts: list[Start] = ["min"] * len(batch)
+        orders = pick_each([tokens.visual for tokens in batch], keeps, objective="min", starts=starts)
+        return [
+            Selection(indices=order.sort().values, total=tokens.n, order=order)
+            for tokens, order in zip(batch, orders, strict=True)
+        ]

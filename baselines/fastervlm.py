@@ -16,10 +16,10 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
 from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.strategy import set_keep
+from tokenprune.tokens import Tokens
 
 __all__ = ["FasterVLM", "fastervlm", "fastervlm_score"]
 
@@ -46,7 +46,7 @@ def fastervlm(cls_attention: Float[Tensor, "*b h n"], keep: int) -> Int[Tensor, 
 
 
 @dataclass(frozen=True, repr=False)
-class FasterVLM(PruningStrategy):
+class FasterVLM(RankingStrategy):
     """Keep the patches with the largest CLS attention in the vision tower (FasterVLM, arXiv 2412.01818v1).
 
     Definition, paper's code and deviations: `tokenprune.baselines.fastervlm`.
@@ -71,9 +71,7 @@ class FasterVLM(PruningStrategy):
     def __post_init__(self) -> None:
         set_keep(self)
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
         if tokens.cls_attention is None:  # `select` has checked it
             raise ValueError("FasterVLM: needs Tokens.cls_attention")
-        scores = fastervlm_score(tokens.cls_attention)
-        indices, order = top(scores, self.count(tokens))
-        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
+        return fastervlm_score(tokens.cls_attention)

@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
 from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep, set_layer
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.strategy import set_keep, set_layer
+from tokenprune.tokens import Tokens
 
 __all__ = ["FastV", "fastv", "fastv_count", "fastv_keep_index", "fastv_score"]
 
@@ -92,7 +92,7 @@ def fastv_keep_index(kept: Int[Tensor, " k"], *, image_start: int, n_image: int,
 
 
 @dataclass(frozen=True, repr=False)
-class FastV(PruningStrategy):
+class FastV(RankingStrategy):
     """Inside the language model, keep the image tokens that the prompt's last token attends to (FastV, ECCV 2024).
 
     Layers are counted from 0: layers 0 .. `layer` - 1 see every token, the attention of layer `layer` - 1 decides, and
@@ -127,9 +127,7 @@ class FastV(PruningStrategy):
         set_keep(self)
         set_layer(self)
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
         if tokens.decoder_attention is None:  # `select` has checked it
             raise ValueError("FastV: needs Tokens.decoder_attention")
-        scores = fastv_score(tokens.decoder_attention, image_start=0, n_image=tokens.n)
-        indices, order = top(scores, self.count(tokens))
-        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
+        return fastv_score(tokens.decoder_attention, image_start=0, n_image=tokens.n)

@@ -27,10 +27,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
 from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.strategy import set_keep
+from tokenprune.tokens import Tokens
 
 __all__ = ["HiRED", "HiREDTiles", "hired", "hired_next", "hired_score"]
 
@@ -139,7 +139,7 @@ def _parts(marked: Float[Tensor, " n"], grid_h: int, grid_w: int, official: bool
 
 
 @dataclass(frozen=True, repr=False)
-class HiRED(PruningStrategy):
+class HiRED(RankingStrategy):
     """Keep the patches with the largest CLS attention, heads summed (HiRED, AAAI 2025; its rule for LLaVA-1.5).
 
     On a single raster this is the selection of FasterVLM. Definition, paper's code and deviations:
@@ -164,9 +164,7 @@ class HiRED(PruningStrategy):
     def __post_init__(self) -> None:
         set_keep(self)
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
         if tokens.cls_attention is None:  # `select` has checked it
             raise ValueError("HiRED: needs Tokens.cls_attention")
-        scores = hired_score(tokens.cls_attention)
-        indices, order = top(scores, self.count(tokens))
-        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
+        return hired_score(tokens.cls_attention)

@@ -25,7 +25,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
 from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.pipeline import StagedStrategy, run_stages
 from tokenprune.strategy import PruningStrategy, set_keep, set_layer
@@ -107,7 +107,7 @@ def pyramiddrop(
 
 
 @dataclass(frozen=True, repr=False)
-class PyramidDropStage(PruningStrategy):
+class PyramidDropStage(RankingStrategy):
     """One stage of PyramidDrop: keep the image tokens that the last token attends to most in the layer to come.
 
     Stages with budgets of their own make other pyramids:
@@ -149,12 +149,10 @@ class PyramidDropStage(PruningStrategy):
         n, kept = tokens.original, keep_count(self.keep, tokens.original)
         return kept if self.power == 1.0 else math.floor(n * (kept / n) ** self.power + 0.5 + 1e-9)
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
         if tokens.decoder_next_attention is None:  # `select` has checked it
             raise ValueError("PyramidDropStage: needs Tokens.decoder_next_attention")
-        scores = working(tokens.decoder_next_attention).mean(0)
-        indices, order = top(scores, self.count(tokens))
-        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
+        return working(tokens.decoder_next_attention).mean(0)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -1,13 +1,15 @@
 """Stage 1 of TrimTokenator: keep the visual tokens that are best aligned with the text."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.budget import Keep
+from tokenprune.kernels import squared_distances, top_each
 from tokenprune.strategy import PruningStrategy, check_choice, set_keep
 from tokenprune.tokens import Selection, Tokens
 
@@ -56,35 +58,72 @@ def alignment_score(
         >>> alignment_score(visual, torch.tensor([[0.0, 0.0]]))
         tensor([ -0., -25.])
     """
-    return _unscaled(*_scaled_scores(visual, text, metric, reduce))
-
-
-def _scaled_scores(
-    visual: Float[Tensor, "n d"], text: Float[Tensor, "m d"], metric: str, reduce: str
-) -> tuple[Float[Tensor, " n"], Int[Tensor, ""]]:
-    """Scores divided by a power of two, and its exponent: ranking by them is safe from overflow."""
     check_choice("alignment_score", "metric", metric, get_args(Metric))
     check_choice("alignment_score", "reduce", reduce, get_args(Reduce))
     if text.shape[0] == 0:
         raise ValueError("alignment_score: text has no rows; the prompt holds no text token to align with")
-    dtype = torch.float64 if visual.dtype == torch.float64 else torch.float32
-    v, t = visual.to(dtype), text.to(dtype)
+    return _unscaled(*_scaled_scores([visual], [text], metric, reduce))[0]
+
+
+def _scaled_scores(
+    visuals: Sequence[Float[Tensor, "n d"]], texts: Sequence[Float[Tensor, "_ d"]], metric: str, reduce: str
+) -> tuple[Float[Tensor, "b n"], Int[Tensor, " b"]]:
+    """Scores divided by powers of two, and their exponents: ranking by them is safe from overflow.
+
+    Every image has its own text and its own power. What an image gets does not depend on the others.
+    """
+    dtype = torch.float64 if visuals[0].dtype == torch.float64 else torch.float32
+    known: dict[int, _Text] = {}  # by identity: the images of a prompt share its text
+    for text in texts:
+        if id(text) not in known:
+            known[id(text)] = _Text.of(text.to(dtype))
+    parts = [known[id(text)] for text in texts]
     # Multiplying by a power of two is exact, so ordinary inputs give the very bits of the plain formula. The limits
     # keep that power itself a normal float32 number.
-    exponent = torch.frexp(torch.maximum(v.abs().amax(), t.abs().amax())).exponent.clamp(-100, 126)
-    v, t = torch.ldexp(v, -exponent), torch.ldexp(t, -exponent)
-    if metric == "cosine":
-        return _cosine(v, t, reduce), torch.zeros_like(exponent)
-    power = exponent if metric == "euclidean" else 2 * exponent
+    largest = torch.stack([_largest(visual) for visual in visuals]).to(dtype)
+    largest = torch.maximum(largest, torch.stack([part.largest for part in parts]))
+    exponent = torch.frexp(largest).exponent.clamp(-100, 126)
+    scale = torch.ldexp(torch.ones_like(largest), -exponent)
     if metric == "sqeuclidean" and reduce == "mean":
-        centre = t.mean(0)
-        return -((v - centre).square().sum(-1) + (t - centre).square().sum(-1).mean()), power
-    return _over_text(v, t, metric, reduce), power
+        # From the text's own power to that of the image.
+        shift = torch.stack([part.exponent for part in parts]) - exponent
+        centre = torch.ldexp(torch.stack([part.centre for part in parts]), shift[:, None])
+        spread = torch.ldexp(torch.stack([part.spread for part in parts]), 2 * shift)
+        return squared_distances(visuals, centre, scale).add_(spread[:, None]).neg_(), 2 * exponent
+    scores = []
+    for visual, part, factor in zip(visuals, parts, scale, strict=True):
+        v, t = visual.to(dtype) * factor, part.text * factor
+        scores.append(_cosine(v, t, reduce) if metric == "cosine" else _over_text(v, t, metric, reduce))
+    return torch.stack(scores), exponent * {"cosine": 0, "euclidean": 1}.get(metric, 2)
 
 
-def _unscaled(scores: Float[Tensor, " n"], exponent: Int[Tensor, ""]) -> Float[Tensor, " n"]:
+class _Text(NamedTuple):
+    """A text with the mean of its rows and their mean squared distance from it, both of the text over 2^exponent."""
+
+    text: Float[Tensor, "m d"]
+    largest: Float[Tensor, ""]
+    exponent: Int[Tensor, ""]
+    centre: Float[Tensor, " d"]
+    spread: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, text: Float[Tensor, "m d"]) -> "_Text":
+        largest = _largest(text)
+        exponent = torch.frexp(largest).exponent.clamp(-100, 126)
+        scaled = torch.ldexp(text, -exponent)
+        centre = scaled.mean(0)
+        spread = (scaled - centre).square_().sum(-1).mean()
+        return cls(text, largest, exponent, centre, spread)
+
+
+def _largest(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    low, high = torch.aminmax(x)
+    return torch.maximum(high, low.neg_())
+
+
+def _unscaled(scores: Float[Tensor, "b n"], exponent: Int[Tensor, " b"]) -> Float[Tensor, "b n"]:
     # In float64, where neither the power nor the product overflows, unless the input itself was near that range.
-    exact = torch.ldexp(scores.double(), exponent)
+    exact = torch.ldexp(scores.double(), exponent[:, None])
     return exact.clamp(min=torch.finfo(scores.dtype).min).to(scores.dtype)
 
 
@@ -109,17 +148,6 @@ def _unit(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     # Two steps, so that tiny rows do not underflow when squared; a zero row stays zero.
     x = x / x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     return torch.div(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1.0))
-
-
-def top_k(scores: Float[Tensor, "*b n"], k: int) -> tuple[Int[Tensor, "*b k"], Int[Tensor, "*b k"]]:
-    """The k largest of the last axis: (indices ascending, indices by falling score); ties go to the lowest index.
-
-    Examples:
-        >>> top_k(torch.tensor([1.0, 3.0, 3.0]), 2)[1]
-        tensor([1, 2])
-    """
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return order.sort(dim=-1).values, order
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,6 +192,29 @@ class MIAlignment(PruningStrategy):
             object.__setattr__(self, "needs", frozenset({"text", "question"}))
 
     def _select(self, tokens: Tokens) -> Selection:
+        return self._select_batch([tokens])[0]
+
+    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        texts = [self._text(tokens) for tokens in batch]
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for i, tokens in enumerate(batch):
+            visual = tokens.visual
+            groups.setdefault((visual.shape, visual.dtype, visual.device, texts[i].dtype), []).append(i)
+        ranking: list[Tensor] = [torch.empty(0)] * len(batch)
+        scores: list[Tensor] = [torch.empty(0)] * len(batch)
+        for group in groups.values():
+            found, exponent = _scaled_scores(
+                [batch[i].visual for i in group], [texts[i] for i in group], self.metric, self.reduce
+            )
+            for i, scaled, score in zip(group, found, _unscaled(found, exponent), strict=True):
+                ranking[i], scores[i] = scaled, score
+        kept = top_each(ranking, [self.count(tokens) for tokens in batch])
+        return [
+            Selection(indices=indices, total=tokens.n, order=order, scores=score)
+            for tokens, (indices, order), score in zip(batch, kept, scores, strict=True)
+        ]
+
+    def _text(self, tokens: Tokens) -> Float[Tensor, "m d"]:
         text = tokens.text
         if text is None:  # `select` has checked it; this tells the type checker
             raise ValueError("MIAlignment: needs Tokens.text")
@@ -171,6 +222,4 @@ class MIAlignment(PruningStrategy):
             text = text[tokens.question]
         if text.shape[0] == 0:
             raise ValueError(f"MIAlignment: the {self.text} holds no text token; use text='prompt' or another strategy")
-        scores, exponent = _scaled_scores(tokens.visual, text, self.metric, self.reduce)
-        indices, order = top_k(scores, self.count(tokens))
-        return Selection(indices=indices, total=tokens.n, order=order, scores=_unscaled(scores, exponent))
+        return text

@@ -2,6 +2,7 @@
 
 import math
 from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import TypeAlias
 
@@ -47,6 +48,7 @@ def check_keep(keep: object, *, owner: str, parameter: str = "keep") -> Keep:
     return share
 
 
+@lru_cache(maxsize=1024, typed=True)  # typed: 1 is one token, 1.0 all of them
 def keep_count(keep: Keep, total: int) -> int:
     """Number of tokens that `keep` asks for out of `total` original ones; never below 1, and not cut at `total`.
 

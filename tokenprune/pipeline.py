@@ -145,24 +145,29 @@ def requested_by_stages(stages: Sequence[PruningStrategy], tokens: Tokens) -> in
 
 
 def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> list[Selection]:
-    """Run the stages on several images; indices refer to the rows of the images given."""
+    """Run the stages on several images; indices refer to the rows of the images given.
+
+    The images must be sound, as they are inside `_select_batch`: only tokens that a stage made are looked at again.
+    """
     current = list(batch)
-    rows = [torch.arange(tokens.n, device=tokens.visual.device) for tokens in batch]
+    rows: list[torch.Tensor] = []
     traces: list[list[StageCount]] = [[] for _ in batch]
     merged = makes = False
     selections: list[Selection] = []
     for stage in stages:
-        selections = stage.select_batch(current)
+        selections = stage.select_batch(current) if merged else stage._checked(current)
+        text, last = repr(stage), stage is stages[-1]
         for i, selection in enumerate(selections):
             made = 0 if selection.extra is None else selection.extra.shape[0]
-            trace = StageCount(stage=repr(stage), tokens_in=current[i].n, tokens_out=selection.kept, made=made)
+            trace = StageCount(stage=text, tokens_in=current[i].n, tokens_out=selection.kept, made=made)
             traces[i].append(trace)
             # Made tokens of a stage stand behind in a sequence, which there is none of here: later stages miss them.
-            if not stage.withdraws:
+            if not stage.withdraws and (not last or merged or stage.merges):
                 # What the vision tower merged are the tokens themselves: signals read in the tower belong to them.
                 features = None if stage.site == "tower" else selection.features
                 current[i] = current[i].take(selection.indices, features=features)
-            rows[i] = rows[i][selection.indices]
+        kept = [selection.indices for selection in selections]
+        rows = [row.index_select(0, taken) for row, taken in zip(rows, kept, strict=True)] if rows else kept
         merged = merged or stage.merges
         makes = makes or stage.extends
     return [

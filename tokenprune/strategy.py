@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 import torch
 
 from tokenprune.budget import Keep, check_keep, keep_count
+from tokenprune.kernels.finite import all_finite
 from tokenprune.tokens import FIELD_NAMES, Selection, Tokens
 
 if TYPE_CHECKING:
@@ -138,15 +139,28 @@ class PruningStrategy(ABC):
             One `Selection` per image, in the same order.
         """
         self._check_input(batch)
+        return self._checked(batch)
+
+    @final
+    def _checked(self, batch: Sequence[Tokens]) -> list[Selection]:
+        """`select_batch` for images that are known to be sound: the method, then the check of its answers."""
         with torch.no_grad():
             selections = self._select_batch(batch)
         if len(selections) != len(batch):
             raise RuntimeError(f"{_title(self)}: returned {len(selections)} selections for {len(batch)} images")
-        return [self._checked(tokens, selection) for tokens, selection in zip(batch, selections, strict=True)]
+        requested = [self.requested(tokens) for tokens in batch]
+        for tokens, selection, wanted in zip(batch, selections, requested, strict=True):
+            self._check_form(tokens, selection, wanted)
+        self._check_rows(batch, selections)
+        return [
+            replace(selection, requested=wanted, total=tokens.n)
+            for tokens, selection, wanted in zip(batch, selections, requested, strict=True)
+        ]
 
     def _check_input(self, batch: Sequence[Tokens]) -> None:
-        finite: list[torch.Tensor] = []
+        values: dict[int, torch.Tensor] = {}  # by identity: the images of a prompt share its text
         names: list[str] = []
+        fields_read = ("visual", *sorted((self.needs | self.uses) & FIELD_NAMES))
         for tokens in batch:
             if not isinstance(tokens, Tokens):
                 raise TypeError(
@@ -160,32 +174,25 @@ class PruningStrategy(ABC):
                     f"pass Tokens(..., {', '.join(f'{name}=...' for name in missing)}) "
                     "or choose a strategy that does without"
                 )
-            for name in ("visual", *sorted((self.needs | self.uses) & FIELD_NAMES)):
+            for name in fields_read:
                 value = getattr(tokens, name)
-                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and id(value) not in values:
+                    values[id(value)] = value
                     names.append(name)
-                    finite.append(torch.isfinite(value).all())
-        if finite:  # one transfer from the device for the whole batch
-            verdict = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()
-            bad = next((name for name, good in zip(names, verdict, strict=True) if not good), None)
-            if bad is not None:
-                raise ValueError(f"{_title(self)}: Tokens.{bad} holds NaN or infinity; find where the model makes it")
+        verdicts = all_finite(list(values.values()))
+        if not all(verdicts):
+            bad = names[verdicts.index(False)]
+            raise ValueError(f"{_title(self)}: Tokens.{bad} holds NaN or infinity; find where the model makes it")
 
-    def _checked(self, tokens: Tokens, selection: Selection) -> Selection:
-        indices, k = selection.indices, selection.kept
-        title = _title(self)
+    def _check_form(self, tokens: Tokens, selection: Selection, requested: int | None) -> None:
+        """What can be checked without reading numbers from the device."""
+        indices, k, title = selection.indices, selection.kept, _title(self)
         if indices.dtype != torch.int64 or indices.ndim != 1:
             raise RuntimeError(f"{title}: indices must be int64 (k,), got {indices.dtype} {tuple(indices.shape)}")
         if indices.device != tokens.visual.device:
             raise RuntimeError(f"{title}: indices are on {indices.device}, the tokens on {tokens.visual.device}")
-        requested = self.requested(tokens)
         if (k == 0) != self.withdraws or (requested is not None and k != min(requested, tokens.n)):
             raise RuntimeError(f"{title}: kept {k} of {tokens.n} tokens, but {requested} were asked for")
-        ordered = indices if self.ascending else indices.sort().values
-        in_range = self.withdraws or (ordered[0] >= 0) & (ordered[-1] < tokens.n) & (ordered[1:] > ordered[:-1]).all()
-        if not bool(in_range):
-            what = "ascending, unique and" if self.ascending else "unique and"
-            raise RuntimeError(f"{title}: indices must be {what} in [0, {tokens.n}), got {indices.tolist()[:12]}")
         for name, fact in (("features", "merges"), ("extra", "extends")):
             says, made = getattr(self, fact), getattr(selection, name)
             if says != (made is not None):
@@ -198,7 +205,26 @@ class PruningStrategy(ABC):
                     f"{title}: {name} must be {tokens.visual.dtype} ({rows}, {tokens.visual.shape[1]}), "
                     f"got {made.dtype} {tuple(made.shape)}"
                 )
-        return replace(selection, requested=requested, total=tokens.n)
+
+    def _check_rows(self, batch: Sequence[Tokens], selections: Sequence[Selection]) -> None:
+        """Indices are rows, unique, and in order where promised; one transfer from the device for the whole batch."""
+        groups: dict[tuple[int, int, torch.device], list[int]] = {}
+        for i, (tokens, selection) in enumerate(zip(batch, selections, strict=True)):
+            if selection.kept:  # a method that withdraws the image keeps nothing
+                groups.setdefault((tokens.n, selection.kept, selection.indices.device), []).append(i)
+        verdicts = []
+        for (n, *_), members in groups.items():
+            rows = torch.stack([selections[i].indices for i in members])
+            rows = rows if self.ascending else rows.sort(dim=1).values
+            good = (rows[:, 0] >= 0) & (rows[:, -1] < n) & (rows[:, 1:] > rows[:, :-1]).all(1)
+            verdicts.append(good.all())
+        if verdicts and not torch.stack([good.to(verdicts[0].device) for good in verdicts]).all().item():
+            what = "ascending, unique and" if self.ascending else "unique and"
+            for tokens, selection in zip(batch, selections, strict=True):
+                kept = selection.indices.tolist()
+                right = sorted(set(kept)) == (kept if self.ascending else sorted(kept))
+                if not right or (kept and (min(kept) < 0 or max(kept) >= tokens.n)):
+                    raise RuntimeError(f"{_title(self)}: indices must be {what} in [0, {tokens.n}), got {kept[:12]}")
 
     def __rshift__(self, other: "PruningStrategy") -> "Pipeline":
         """`a >> b`: the pipeline that runs `a`, then `b` on what `a` kept."""

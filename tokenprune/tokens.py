@@ -157,7 +157,7 @@ class Tokens:
                 per-token signals are dropped.
         """
         index = self.positions[rows]
-        visual = self.visual[rows] if features is None else features
+        visual = self.visual.index_select(0, rows) if features is None else features
         if extra is not None and extra.shape[0]:
             first = (index[-1:] + 1).clamp_min(self.original)
             index = torch.cat([index, first + torch.arange(extra.shape[0], device=index.device)])
@@ -168,7 +168,12 @@ class Tokens:
             value = getattr(self, name)
             if value is not None:
                 changes[name] = None if new else value.index_select(_token_axis(name), rows)
-        return replace(self, **changes)  # type: ignore[arg-type]
+        if new or rows.dtype != torch.int64 or rows.ndim != 1:
+            return replace(self, **changes)  # type: ignore[arg-type]
+        # Rows of sound tokens are sound: no need to look at them again.
+        part = object.__new__(Tokens)
+        part.__dict__.update(self.__dict__, **changes)
+        return part
 
 
 DECODER_SIGNALS = (

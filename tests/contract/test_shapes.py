@@ -7,14 +7,14 @@ from pathlib import Path
 CODE = """
 from jaxtyping import install_import_hook
 
-MODULES = [f"tokenprune.{name}" for name in ("tokens", "alignment", "baselines", "repmax", "presets")]
+MODULES = [f"tokenprune.{name}" for name in ("kernels", "tokens", "alignment", "baselines", "repmax", "presets")]
 with install_import_hook(MODULES, "beartype.beartype"):
     import tokenprune
     from tokenprune import strategies
 
 import pytest
 import torch
-from tokenprune.alignment import top_k
+from tokenprune.kernels import top_k
 from tokenprune.strategy import PruningStrategy
 from tokenprune.testing import random_tokens
 

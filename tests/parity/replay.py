@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenprune.alignment import alignment_score, top_k
+from tokenprune.alignment import alignment_score
 from tokenprune.baselines import (
     cdpruner,
     dart,
@@ -34,6 +34,7 @@ from tokenprune.baselines import (
     vispruner,
     vtw,
 )
+from tokenprune.kernels import top_k
 from tokenprune.repmax import greedy_repmax
 
 Array = np.ndarray[Any, Any]

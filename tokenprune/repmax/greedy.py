@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenprune.budget import Keep
-from tokenprune.repmax.affinity import affinity, working_dtype
+from tokenprune.kernels import Route, all_finite, pick_each
+from tokenprune.kernels import Start as FirstPick
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.objective import Indices, Problem, check_k
 from tokenprune.strategy import PruningStrategy, check_choice, set_keep
@@ -100,7 +101,9 @@ def greedy_repmax_batched(
     """
     check_batch(x, k, distance, "greedy_repmax")
     check_start(start, x.shape[1], "greedy_repmax")
-    return _greedy_torch(x, k, distance, start, seed)
+    if k == 0 or len(x) == 0:
+        return torch.empty((len(x), k), dtype=torch.int64, device=x.device)
+    return torch.stack(_greedy_torch(list(x), [k] * len(x), distance, start, seed, "auto"))
 
 
 def check_batch(x: Tensor, k: int, distance: str, owner: str) -> None:
@@ -115,7 +118,7 @@ def check_batch(x: Tensor, k: int, distance: str, owner: str) -> None:
     if distance == "precomputed" and x.shape[1] != x.shape[2]:
         raise ValueError(f"{owner}: with distance='precomputed' x must be square, got shape {tuple(x.shape)}")
     check_k(k, x.shape[1], owner)
-    if not bool(torch.isfinite(x).all()):  # the only wait for the device
+    if x.is_floating_point() and not all_finite([x])[0]:  # the only wait for the device
         raise ValueError(f"{owner}: x holds NaN or infinity; find where the tokens are made")
 
 
@@ -132,32 +135,15 @@ def check_start(start: object, n: int | None, owner: str) -> None:
         raise ValueError(f"{owner}: start={start} is no point; an index must be {limit}")
 
 
-def _greedy_torch(x: Tensor, k: int, distance: DistanceOrMatrix, start: Start, seed: int) -> Tensor:
-    batch, n = x.shape[:2]
-    order = torch.empty((batch, k), dtype=torch.int64, device=x.device)
-    if k == 0 or batch == 0:
-        return order
+_FIRST: dict[str, FirstPick] = {"farthest_mean": "sum", "pair": "max"}
+
+
+def _greedy_torch(
+    images: Sequence[Tensor], keeps: Sequence[int], distance: DistanceOrMatrix, start: Start, seed: int, route: Route
+) -> list[Tensor]:
+    starts = [_FIRST[start] if start in _FIRST else _fixed_first(start, len(x), seed) for x in images]
     with torch.no_grad():
-        matrix = affinity(x.detach().to(working_dtype(x)), distance)
-        pick = _first_torch(matrix, start, seed)
-        rows = torch.arange(batch, device=x.device)
-        gains = torch.zeros((batch, n), dtype=matrix.dtype, device=x.device)
-        for step in range(k):
-            if step:
-                pick = gains.argmax(1)
-            order[:, step] = pick
-            gains = gains + matrix[rows, pick]
-            gains.scatter_(1, pick[:, None], -torch.inf)  # stays: -inf plus anything finite is -inf
-    return order
-
-
-def _first_torch(matrix: Tensor, start: Start, seed: int) -> Tensor:
-    batch, n = matrix.shape[:2]
-    if start == "farthest_mean":
-        return matrix.sum(-1).argmax(1)
-    if start == "pair":
-        return matrix.amax(-1).argmax(1)
-    return torch.full((batch,), _fixed_first(start, n, seed), dtype=torch.int64, device=matrix.device)
+        return pick_each([x.detach() for x in images], keeps, distance=distance, starts=starts, route=route)
 
 
 def _fixed_first(start: Start, n: int, seed: int) -> int:
@@ -241,17 +227,11 @@ class GreedyRepMax(PruningStrategy):
         return self._select_batch([tokens])[0]
 
     def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for place, tokens in enumerate(batch):
-            k = min(self.requested(tokens) or 1, tokens.n)
-            groups.setdefault((*tokens.visual.shape, k, tokens.visual.dtype, tokens.visual.device), []).append(place)
-        chosen: dict[int, Selection] = {}
-        for places in groups.values():
-            first = batch[places[0]]
-            check_start(self.start, first.n, "GreedyRepMax")
-            k = min(self.requested(first) or 1, first.n)
-            visual = torch.stack([batch[place].visual for place in places])
-            orders = _greedy_torch(visual, k, self.distance, self.start, self.seed)
-            for place, order in zip(places, orders, strict=True):
-                chosen[place] = Selection(indices=order.sort().values, total=first.n, order=order)
-        return [chosen[place] for place in range(len(batch))]
+        for n in {tokens.n for tokens in batch}:
+            check_start(self.start, n, "GreedyRepMax")
+        keeps = [self.count(tokens) for tokens in batch]
+        orders = _greedy_torch([tokens.visual for tokens in batch], keeps, self.distance, self.start, self.seed, "auto")
+        return [
+            Selection(indices=order.sort().values, total=tokens.n, order=order)
+            for tokens, order in zip(batch, orders, strict=True)
+        ]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenprune.budget import Keep
-from tokenprune.repmax.affinity import affinity, working_dtype
+from tokenprune.kernels import affinity
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.greedy import check_batch
 from tokenprune.repmax.objective import Indices, check_k
@@ -71,7 +71,7 @@ def backward(matrix: Array, linear: Array, k: int) -> Indices:
 
 def _reverse_torch(x: Tensor, k: int, distance: DistanceOrMatrix) -> Tensor:
     with torch.no_grad():
-        matrix = affinity(x.detach().to(working_dtype(x))[None], distance)[0].flip(0, 1)
+        matrix = affinity(x.detach()[None], distance)[0].flip(0, 1)
         losses = matrix.sum(1)
         gone = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for _ in range(len(x) - k):

@@ -79,7 +79,7 @@ def check_facts(strategy: PruningStrategy) -> None:
     for fact in ("withdraws", "extends", "before_ffn"):
         allowed = not getattr(strategy, fact) or strategy.site == "decoder"
         _require(allowed, strategy, f"{fact} is for strategies inside the decoder")
-    for final in ("select", "select_batch", "count", "_checked", "_check_input"):
+    for final in ("select", "select_batch", "count", "_checked", "_check_input", "_check_form", "_check_rows"):
         same = getattr(type(strategy), final) is getattr(PruningStrategy, final)
         _require(same, strategy, f"overrides {final}, which is final; write _select or _select_batch")
 
