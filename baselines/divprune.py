@@ -27,7 +27,8 @@ from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, unit, working
 from tokenprune.budget import Keep
-from tokenprune.kernels import Start, pick_each
+from tokenprune.kernels import pick_each
+from tokenprune.kernels.images import Start
 from tokenprune.strategy import PruningStrategy, set_keep
 from tokenprune.tokens import Selection, Tokens
 

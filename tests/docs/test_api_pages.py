@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     "tokenprune",
     "tokenprune.repmax",
+    "tokenprune.kernels",
     "tokenprune.models",
     "tokenprune.baselines",
     "tokenprune.analysis",

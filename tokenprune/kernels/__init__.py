@@ -6,15 +6,13 @@ or is not worth making. `choose` decides by sizes and device.
 """
 
 from tokenprune.kernels.centre import squared_distances
-from tokenprune.kernels.choose import Route, choose
+from tokenprune.kernels.choose import choose
 from tokenprune.kernels.finite import all_finite
-from tokenprune.kernels.images import Start, determinant_each, pick_each
+from tokenprune.kernels.images import determinant_each, pick_each
 from tokenprune.kernels.rank import top_each, top_k
 from tokenprune.kernels.similarity import affinity, gram, unit_rows
 
 __all__ = [
-    "Route",
-    "Start",
     "affinity",
     "all_finite",
     "choose",

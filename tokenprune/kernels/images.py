@@ -116,7 +116,7 @@ def _alone_on_host(image: Tensor, keep: int, objective: Objective, distance: Dis
 def _without_matrix(image: Tensor, keep: int, objective: Objective, distance: DistanceName, start: Start) -> Tensor:
     lazy = LazyRows(image, distance)
     n, dtype, device = image.shape[0], working_dtype(image), image.device
-    first = torch.tensor(start, device=device) if isinstance(start, int) else lazy.reduce(start).argmax()
+    first = torch.full((), start, device=device) if isinstance(start, int) else lazy.reduce(start).argmax()
     if device.type == "cpu":
         walk = host.max_sum if objective == "sum" else host.max_min
         kind = np.dtype(str(dtype).removeprefix("torch."))

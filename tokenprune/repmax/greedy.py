@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenprune.budget import Keep
-from tokenprune.kernels import Route, all_finite, pick_each
-from tokenprune.kernels import Start as FirstPick
+from tokenprune.kernels import all_finite, pick_each
+from tokenprune.kernels.choose import Route
+from tokenprune.kernels.images import Start as FirstPick
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.objective import Indices, Problem, check_k
 from tokenprune.strategy import PruningStrategy, check_choice, set_keep
