@@ -46,8 +46,10 @@ class LazyRows:
     def _times(self, point: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
         points, n = self._points, len(self._points)
         even = n - n % _ALIGNED
-        if even in (0, n):
+        if even == n:
             return points @ point
+        if even == 0:
+            return (points * point).sum(1)
         # The rest with the rows before it, so that equal rows have equal products wherever they stand.
         return torch.cat([points[:even] @ point, (points[n - _ALIGNED :] @ point)[even - n :]])
 
