@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import torch
 
-from tokenprune.alignment import alignment_score, top_k
+from tokenprune.alignment import alignment_score
 from tokenprune.budget import Keep
+from tokenprune.kernels import top_k
 from tokenprune.strategy import PruningStrategy, set_keep
 from tokenprune.tokens import Selection, Tokens
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenprune.budget import Keep
 from tokenprune.kernels import squared_distances, top_each
+from tokenprune.kernels import top_k as top_k
 from tokenprune.strategy import PruningStrategy, check_choice, set_keep
 from tokenprune.tokens import Selection, Tokens
 
