@@ -8,6 +8,7 @@ from tokenprune.analysis.controls import NO_CONTROLS, Controls
 from tokenprune.analysis.cross_scoring import CrossScores, cross_score
 from tokenprune.analysis.damage import AnswerRecord, DamageReport, analyse_damage, measure_damage
 from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, jaccard, overlap
+from tokenprune.analysis.gap_accuracy import GapAccuracyReport, KeptSets, analyse_gap, kept_sets
 from tokenprune.analysis.images import AnalysedImage, bundled_images, stream_images
 from tokenprune.analysis.layers import LayerReport, LayerStates, analyse_layers, stream_layers
 from tokenprune.analysis.pick_order import PickOrder
@@ -22,6 +23,7 @@ from tokenprune.analysis.spatial import SpatialMeasures, SpatialReport, analyse_
 from tokenprune.analysis.spectrum import effective_rank, participation_ratio
 from tokenprune.analysis.turns import TurnsReport, analyse_turns
 from tokenprune.analysis.variants import Variant, ablation_variants
+from tokenprune.analysis.within import within_correlation
 
 __all__ = [
     "NO_CONTROLS",
@@ -36,6 +38,8 @@ __all__ = [
     "Controls",
     "CrossScores",
     "DamageReport",
+    "GapAccuracyReport",
+    "KeptSets",
     "LayerReport",
     "LayerStates",
     "Overlap",
@@ -52,6 +56,7 @@ __all__ = [
     "ablation_variants",
     "analyse_alignment",
     "analyse_damage",
+    "analyse_gap",
     "analyse_layers",
     "analyse_redundancy",
     "analyse_spatial",
@@ -63,6 +68,7 @@ __all__ = [
     "different",
     "effective_rank",
     "jaccard",
+    "kept_sets",
     "measure_alignment",
     "measure_calibration",
     "measure_damage",
@@ -76,4 +82,5 @@ __all__ = [
     "stream_images",
     "stream_layers",
     "study_cases",
+    "within_correlation",
 ]

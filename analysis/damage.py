@@ -206,14 +206,13 @@ def analyse_damage(
     """
     from tokenprune.evaluate.answers import answer, ask_batches, signals_of
     from tokenprune.models import adapter_for
-    from tokenprune.models.select import check_strategy_fits
+    from tokenprune.models.select import fit_strategy
 
     if not strategies or not all(strategies.values()):
         raise ValueError("analyse_damage: strategies is empty; give at least one, for example GreedyRepMax(64)")
-    every = [one for seeds in strategies.values() for one in seeds] + ([pooled] if pooled is not None else [])
     adapter = adapter_for(loaded.model)
-    for one in every:
-        check_strategy_fits(one, adapter)
+    given = [one for seeds in strategies.values() for one in seeds] + ([pooled] if pooled is not None else [])
+    every = [fit_strategy(one, adapter) for one in given]
     dense: list[AnswerRecord] = []
     runs: list[list[AnswerRecord]] = [[] for _ in every]
     batches = ask_batches(loaded, samples, batch_size=batch_size, want=signals_of(every))

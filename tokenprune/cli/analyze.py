@@ -24,6 +24,7 @@ ANALYSES = {
     "cases": "what each method kept and what the model then said, word by word, on the most changed samples",
     "damage": "flips, probabilities, calibration, hard and easy samples, a second question",
     "diagnostics": "every method's kept set under every objective, and how much the sets share",
+    "gap": "does a better value of the RepMax objective buy accuracy? sets from random to proved optimum",
     "redundancy": "visual against text tokens: cosines, near-duplicates, rank",
     "spatial": "where kept tokens stand: heat map, row and column bias, recall of objects",
 }
@@ -73,14 +74,22 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
     )
     parser.add_argument("--cases", type=int, default=8, metavar="N", help="cases: how many are shown (default 8)")
     parser.add_argument(
-        "--keep", action="append", metavar="BUDGET", help="ablation: 64 tokens, 0.111 or 11.1%% (default 11.1%%)"
+        "--keep",
+        action="append",
+        metavar="BUDGET",
+        help="ablation, gap: 64 tokens, 0.111 or 11.1%% (default 11.1%%; for gap, "
+        "where it may be repeated, also 22.2%%)",
     )
     parser.add_argument(
-        "--exact-seconds", type=float, default=0.5, metavar="S", help="ablation: for the exact solver (default 0.5)"
+        "--exact-seconds",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="ablation, gap: seconds per image for the exact solver (default 0.5)",
     )
     parser.add_argument("--fresh", action="store_true", help="ablation: do finished cells again")
     parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="ablation, damage: seeds of random ones (default 3)"
+        "--seeds", type=int, default=3, metavar="N", help="ablation, damage, gap: random draws (default 3)"
     )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions per batch (default 16)")
     parser.add_argument(
@@ -103,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
-    args.keep = [parse_budget(text) for text in args.keep or ("11.1%",)]
+    args.keep = [parse_budget(text) for text in args.keep or (("22.2%", "11.1%") if args.what == "gap" else ("11.1%",))]
     if not 0.0 <= args.exact_seconds < 3600.0:
         raise ValueError(f"--exact-seconds must be 0 (leave it out) to 3600, got {args.exact_seconds}")
     if not -1.0 < args.tau < 1.0:
@@ -132,11 +141,18 @@ def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Seque
     from tokenprune.cli.analyses import RUN, default_strategies
     from tokenprune.cli.answer_analyses import damage, read_request
     from tokenprune.cli.case_studies import cases
+    from tokenprune.cli.gap_accuracy import gap
     from tokenprune.cli.layer_analysis import layers
 
     # By name: what lets the model run, and the number of bundled scenes unless told otherwise.
-    on_model = {"ablation": (ablation, 200), "cases": (cases, 40), "damage": (damage, 200), "redundancy": (layers, 60)}
-    if args.layers or args.what in ("ablation", "cases", "damage"):
+    on_model = {
+        "ablation": (ablation, 200),
+        "cases": (cases, 40),
+        "damage": (damage, 200),
+        "gap": (gap, 100),
+        "redundancy": (layers, 60),
+    }
+    if args.layers or (args.what in on_model and args.what != "redundancy"):
         analyse, count = on_model[args.what]
         return analyse(read_request(args, loaded, strategies, count))
     used = strategies or default_strategies(args.what)

@@ -104,6 +104,8 @@ def test_another_model_and_data_set_and_strategies_of_ones_own(
         (["ablation", "--count", "1", "--strategy", "random(keep=4)"], "ablation has its own list"),
         (["ablation", "--keep", "0"], "--keep must be like 64"),
         (["ablation", "--exact-seconds", "-1"], "--exact-seconds must be 0"),
+        (["gap", "--count", "1", "--strategy", "random(keep=4)"], "choose budgets by --keep"),
+        (["gap", "--count", "1", "--exact-seconds", "0"], "must be more than 0 for gap"),
         (["alignment", "--count", "0"], "--count must be 1 or more, got 0"),
         (["redundancy", "--tau", "2"], "--tau must lie between -1 and 1, got 2.0"),
         (["redundancy", "--strategy", "random(keep=4)"], "leave it out"),
@@ -159,3 +161,16 @@ def test_ablation_keeps_a_folder_of_its_own_and_goes_on_with_it(
     assert {file: file.stat().st_mtime_ns for file in (folder / "cells").iterdir()} == times
     assert main([*argv, "--keep", "5"]) == 2
     assert "one budget at a time" in capsys.readouterr().err
+
+
+def test_gap_against_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["analyze", "gap", "--count", "3", "--keep", "28", "--seeds", "1", "--exact-seconds", "0.05"]
+    assert main([*argv, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for word in ("rounded relaxation", "random 50%", "closing that gap changes accuracy", "normalised gap"):
+        assert word in out
+    folder = tmp_path / "analyze-gap"
+    assert len(rows(folder / "gap_samples.csv")) == 3 * 10
+    found = {(row["set"], row["measure"]): row["value"] for row in rows(folder / "gap_accuracy.csv")}
+    assert float(found["exact", "gap"]) <= float(found["greedy", "gap"]) < float(found["random 100%", "gap"])
+    assert read_manifest(folder).configuration["budgets"] == [28]
