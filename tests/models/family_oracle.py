@@ -52,22 +52,39 @@ class Dense:
         self.placeholders = {config.image_token_id, getattr(config, "video_token_id", config.image_token_id)}
         self.real = inputs["attention_mask"][row].bool()
         self.ids = inputs["input_ids"][row][self.real]
-        self.features = self._features(sizes)
+        streams = all_features(family, inputs)
+        self.features = [] if not streams else self._own(streams, 0, sizes)
+        count = max((len(stream) - 1 for stream in streams.values()), default=0)
+        self.deepstack = [torch.cat(self._own(streams, 1 + i, sizes) or [torch.empty(0)]) for i in range(count)]
 
-    def _features(self, sizes: Sequence[int]) -> list[Tensor]:
-        """Projected tokens of each image of the row."""
+    def _own(self, every: dict[int, list[Tensor]], number: int, sizes: Sequence[int]) -> list[Tensor]:
+        """Rows of each image of the row, out of those of all images."""
         streams = {}
-        for token, rows in all_features(self.family, self.inputs).items():
+        for token, rows in every.items():
             before = int((self.inputs["input_ids"][: self.row] == token).sum())
             mine = int((self.ids == token).sum())
-            streams[token] = list(rows[before : before + mine])
+            streams[token] = list(rows[number][before : before + mine])
         flat = [streams[int(token)].pop(0) for token in self.ids if int(token) in streams]
         assert not any(streams.values())
         return list(torch.stack(flat).split(list(sizes))) if flat else []
 
     def places(self) -> Tensor:
         """Positions of the dense prompt, the axes that feed the rotary embedding."""
+        if "qwen" in self.family:
+            return qwen_places(self.family, self.ids, self.grids())
         return torch.arange(len(self.ids))
+
+    def grids(self) -> dict[int, list[list[int]]]:
+        """Of each kind of placeholder the sizes of this row's images in tokens: time, rows, columns."""
+        found = {}
+        for key, token in (("image_grid_thw", "image_token_id"), ("video_grid_thw", "video_token_id")):
+            grids = [[t, h // 2, w // 2] for t, h, w in self.inputs.get(key, torch.empty(0, 3)).tolist()]
+            number = int(getattr(self.model.config, token))
+            before = int((self.inputs["input_ids"][: self.row] == number).sum())
+            while before > 0:
+                before -= int(torch.tensor(grids.pop(0)).prod())
+            found[number] = grids
+        return found
 
     def seen(self, seen: Tensor, columns: Sequence[int]) -> Tensor:
         """What each column sees, from what a causal mask lets it see."""
@@ -85,7 +102,19 @@ class Dense:
             past_key_values=None,
         )
         handle.remove()
-        return (out[0] if isinstance(out, tuple) else out)[0], caught[0]
+        x = (out[0] if isinstance(out, tuple) else out)[0]
+        return x, caught[0]
+
+    def behind_layer(self, number: int, x: Tensor, columns: Sequence[int]) -> Tensor:
+        """What a layer's output becomes before the next one."""
+        if self.family != "qwen3_vl" or number >= len(self.deepstack):
+            return x
+        added = dict(zip(self.visual(), self.deepstack[number], strict=True))
+        return torch.stack([row + added[c] if c in added else row for row, c in zip(x, columns, strict=True)])
+
+    def visual(self) -> list[int]:
+        """Columns of the placeholders."""
+        return [column for column, token in enumerate(self.ids.tolist()) if token in self.placeholders]
 
     def forward(self) -> Forward:
         """The language model, layer by layer."""
@@ -94,14 +123,42 @@ class Dense:
             x = embeds
             for number in range(len(self.text.layers)):
                 x, _ = self.layer(number, x, places, self.seen(seen, columns))
+                x = self.behind_layer(number, x, columns)
             logits: Tensor = self.model.lm_head(self.text.norm(x[-1]))
             return logits
 
         return run
 
 
-def all_features(family: str, inputs: dict[str, Tensor]) -> dict[int, Tensor]:
-    """For each kind of placeholder the features of the whole batch, flat."""
+def qwen_places(family: str, ids: Tensor, grids: dict[int, list[list[int]]]) -> Tensor:
+    """Time, row and column of every column, counted token by token."""
+    places: list[list[int]] = []
+    column, following = 0, 0
+    left = {token: [list(grid) for grid in found] for token, found in grids.items()}
+    while column < len(ids):
+        token = int(ids[column])
+        if token not in left:
+            places.append([following] * 3)
+            following, column = following + 1, column + 1
+            continue
+        t, h, w = left[token][0]
+        frames = 1 if family == "qwen3_vl" else t  # there each frame stands alone
+        step = 4 if family == "qwen2_5_vl" and t > 1 else 1  # positions per second of video, a frame taking one second
+        places += [
+            [following + step * f, following + r, following + c]
+            for f in range(frames)
+            for r in range(h)
+            for c in range(w)
+        ]
+        following, column = following + max(h, w), column + frames * h * w
+        left[token][0][0] -= frames
+        if left[token][0][0] == 0:
+            left[token].pop(0)
+    return torch.tensor(places).T
+
+
+def all_features(family: str, inputs: dict[str, Tensor]) -> dict[int, list[Tensor]]:
+    """For each kind of placeholder the features of the whole batch, flat, then what each decoder layer adds."""
     model = tiny(family)[0]
     streams = {}
     for key, method, token in (
@@ -114,10 +171,11 @@ def all_features(family: str, inputs: dict[str, Tensor]) -> dict[int, Tensor]:
             "pixel_values": ("image_sizes", "batch_num_images", "image_grid_thw"),
             "pixel_values_videos": ("video_grid_thw",),
         }[key]
-        options = {name: inputs[name] for name in (key, *names) if name in inputs}
+        options = {name: inputs[name] for name in names if name in inputs}
         with torch.no_grad():
-            found = getattr(model.model, method)(**options, return_dict=True).pooler_output
-        streams[int(getattr(model.config, token))] = torch.cat([image.flatten(0, -2) for image in found])
+            found = getattr(model.model, method)(inputs[key], **options, return_dict=True)
+        every = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+        streams[int(getattr(model.config, token))] = [torch.cat([i.flatten(0, -2) for i in part]) for part in every]
     return streams
 
 
@@ -246,6 +304,7 @@ def _staged(
             lengths.append(len(x) - step)
             seen = torch.ones(len(x), len(x), dtype=torch.bool).tril()
             x, attention = dense.layer(number, x, here, dense.seen(seen, at.tolist()))
+            x = dense.behind_layer(number, x, at.tolist())
         if step == 0:
             result = kept, lengths
         logits.append(dense.model.lm_head(dense.text.norm(x[-1])))

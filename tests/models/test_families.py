@@ -9,8 +9,8 @@ import torch
 from tests.models.decoder_oracle import Attended, InDecoder, Stage, by_content, most_attended
 from tests.models.family_oracle import BATCHES, FAMILIES, IN_DECODER, VIDEO_BATCHES, check_family, check_inside, tiny
 from tests.models.oracle import ByContent, InPickOrder, KeepAll, traces
-from tokenprune import prune
-from tokenprune.models import adapter_for
+from tokenprune import prune, prune_inputs
+from tokenprune.models import UnsupportedError, adapter_for, build_prompt, compact, select_tokens
 
 ATTENTION = ["sdpa", "eager"]
 POSITIONS = ["original", "compact"]
@@ -115,3 +115,76 @@ def test_videos(family: str, batch: str) -> None:
         check_family(family, "sdpa", inputs, ByContent(), positions)  # type: ignore[arg-type]
     stages = [Stage(2, "original", most_attended(number))]
     check_inside(family, "sdpa", inputs, Attended(), stages, "original")
+
+
+QWEN = [family for family in FAMILIES if "qwen" in family]
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_the_axis_that_generate_counts_on_has_no_gaps(family: str) -> None:
+    model, make_inputs = tiny(family)
+    inputs = make_inputs(BATCHES["several images"])
+    adapter = adapter_for(model)
+    with torch.no_grad():
+        prompt = build_prompt(adapter, inputs, adapter.encode(inputs, {"key"}))
+    selections, _ = select_tokens(ByContent(), prompt)
+    pruned = compact(prompt, selections, positions="original")
+    columns, mask = pruned.positions[0], pruned.mask.bool()
+    assert torch.equal(columns, (mask.long().cumsum(1) - 1).masked_fill(~mask, 0))
+    assert not torch.equal(pruned.positions[1], columns)
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_positions_of_the_caller_and_what_they_need(family: str) -> None:
+    model, make_inputs = tiny(family)
+    inputs = make_inputs(BATCHES["padded"])
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    with prune(model, ByContent(), positions="original"):
+        expected = model.generate(**inputs, **settings)
+        rotary, _ = model.model.get_rope_index(**inputs)
+        for given in (rotary, torch.cat([(inputs["attention_mask"].cumsum(1) - 1).clamp(0)[None], rotary])):
+            assert torch.equal(model.generate(**inputs, **settings, position_ids=given), expected)
+        with pytest.raises(ValueError, match=r"position_ids are \(3, \d+\) but the prompts"):
+            model.generate(**inputs, **settings, position_ids=rotary[0])
+        with pytest.raises(ValueError, match="mm_token_type_ids and grids are missing"):
+            model.generate(**{**inputs, "mm_token_type_ids": None}, **settings)
+
+
+def test_features_that_the_decoder_adds_are_cut_with_the_tokens() -> None:
+    model, make_inputs = tiny("qwen3_vl")
+    inputs = make_inputs(BATCHES["several images"])
+    with pytest.raises(UnsupportedError, match="Qwen3VLForConditionalGeneration adds features to the visual tokens"):
+        prune_inputs(model, ByContent(), **inputs)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="from layer 2 on, because its first decoder layers add features"):
+        prune(model, "fastv(keep=4, layer=1)")
+    settings = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}
+    with prune(model, ByContent()):
+        many = model.generate(**inputs, **settings)
+        rows = [model.generate(**make_inputs([prompt]), **settings) for prompt in BATCHES["several images"]]
+    assert all(torch.equal(many[i, -4:], row[0, -4:]) for i, row in enumerate(rows))
+
+
+def test_features_meant_for_a_forward_that_failed_do_not_reach_the_next_one() -> None:
+    model, make_inputs = tiny("qwen3_vl")
+    inputs, text = make_inputs(["see <0> here"]), make_inputs(["only words"])
+    plain = model(**text).logits
+    before = traces(model)
+    with prune(model, ByContent()):
+        handle = model.model.register_forward_pre_hook(fail)
+        with pytest.raises(PlannedError):
+            model(**inputs)
+        handle.remove()
+        assert torch.equal(model(**text).logits, plain)
+        handle = model.model.register_forward_pre_hook(fail)
+        with pytest.raises(PlannedError):
+            model(**inputs)
+        handle.remove()
+    assert traces(model) == before
+
+
+class PlannedError(Exception):
+    """Raised on purpose."""
+
+
+def fail(*args: Any) -> None:
+    raise PlannedError

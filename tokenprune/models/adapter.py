@@ -50,6 +50,8 @@ class Adapter(ABC):
             `layers`; "tower" for towers of CLIP's or SigLIP's layers behind which every token goes its own way: a
             projector that works on the raster of patches cannot take merged ones.
         reasons: for sites, fields of `Tokens` and "video" that the family does not support, why.
+        counting_axes: for positions with several axes, how many of them in front only count columns and do not feed the
+            rotary embedding.
         decoder_signals: fields of `Tokens` that stages inside the language model can get besides.
         signals: fields of `Tokens` that it can supply beside `visual`.
         model: the whole model, with `generate`.
@@ -62,6 +64,7 @@ class Adapter(ABC):
     length_keys: ClassVar[tuple[str, ...]] = ()
     reasons: ClassVar[Mapping[str, str]] = {}
     sites: ClassVar[frozenset[str]] = frozenset({"projector"})
+    counting_axes: ClassVar[int] = 0
     decoder_signals: ClassVar[frozenset[str]] = frozenset(DECODER_SIGNALS)
 
     clip: "Clip | None" = None
@@ -161,8 +164,21 @@ class Adapter(ABC):
         device = self.model.get_input_embeddings().weight.device
         return ids if device.type == "meta" else ids.to(device)
 
-    def positions(self, inputs: Mapping[str, Any], default: Int[Tensor, "b l"]) -> Int[Tensor, "*axes b l"]:
-        """Positions of the dense prompt: the caller's, else `default`; models with mRoPE add axes in front."""
+    @property
+    def first_layer(self) -> int:
+        """The first decoder layer at which stages can act."""
+        return 1
+
+    def positions(
+        self, inputs: Mapping[str, Any], default: Int[Tensor, "b l"], vision: Vision | None = None
+    ) -> Int[Tensor, "*axes b l"]:
+        """Positions of the dense prompt: the caller's, else `default`; models with mRoPE add axes in front.
+
+        Args:
+            inputs: what the caller gave the model, with `attention_mask` as it was understood.
+            default: what models with one axis give the columns.
+            vision: what `encode` returned, None without images.
+        """
         given = inputs.get("position_ids")
         if given is None:
             return default

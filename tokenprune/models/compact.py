@@ -30,6 +30,9 @@ class PrunedPrompt:
         extras: further per-column arguments.
         policy: how positions were made.
         dense_ids: int64 (b, l), the prompt as the caller gave it.
+        feature_rows: int64 (b, k), for models whose decoder adds features to the visual tokens: the row of `deepstack`
+            for each slot, -1 on text and padding.
+        deepstack: float (layers, n, d), these features, for all visual tokens of the dense prompt.
     """
 
     ids: Int[Tensor, "b k"]
@@ -41,9 +44,14 @@ class PrunedPrompt:
     dense_ids: Int[Tensor, "b l"]
     labels: Int[Tensor, "b k"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    feature_rows: Int[Tensor, "b k"] | None = None
+    deepstack: Float[Tensor, "layers n d"] | None = None
 
     def as_inputs(self) -> dict[str, Any]:
-        """Arguments for a plain forward: `inputs_embeds`, `attention_mask`, `position_ids`, `labels` when given."""
+        """Arguments for a plain forward: `inputs_embeds`, `attention_mask`, `position_ids`, `labels` when given.
+
+        Models whose decoder adds features to the visual tokens need `injected` around the call as well.
+        """
         inputs = {
             "inputs_embeds": self.embeds,
             "attention_mask": self.mask,
@@ -128,7 +136,18 @@ def compact(
         },
         policy=positions,
         dense_ids=prompt.ids,
+        **_deepstack(prompt, source, mask),
     )
+
+
+def _deepstack(prompt: Prompt, source: Tensor, mask: Tensor) -> dict[str, Any]:
+    """What the decoder adds, and which of its rows goes to which slot."""
+    if prompt.vision is None or prompt.vision.deepstack is None:
+        return {}
+    rows = torch.full_like(prompt.ids, -1)
+    for segment in prompt.segments:
+        rows[segment.row, segment.columns] = segment.start + torch.arange(len(segment.columns), device=rows.device)
+    return {"feature_rows": rows.gather(1, source).masked_fill(~mask, -1), "deepstack": prompt.vision.deepstack}
 
 
 def _check_selections(prompt: Prompt, selections: Sequence[Selection]) -> None:
@@ -160,6 +179,7 @@ def _dense(prompt: Prompt, policy: PositionPolicy) -> PrunedPrompt:
         extras=prompt.extras,
         policy=policy,
         dense_ids=prompt.ids,
+        **_deepstack(prompt, everywhere, prompt.mask),
     )
 
 
@@ -201,11 +221,14 @@ def _source(
 
 def _positions(prompt: Prompt, source: Tensor, mask: Tensor, policy: PositionPolicy) -> Tensor:
     dense = prompt.positions
-    if policy == "original":
-        return dense.gather(-1, source.expand(*dense.shape[:-1], -1)).masked_fill(~mask, 0)
     first = prompt.mask.long().argmax(1, keepdim=True)
     start = dense.gather(-1, first.expand(*dense.shape[:-1], -1))
-    return (start + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+    counted = (start + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+    if policy == "compact":
+        return counted
+    original = dense.gather(-1, source.expand(*dense.shape[:-1], -1)).masked_fill(~mask, 0)
+    axes = prompt.counting_axes
+    return torch.cat([counted[:axes], original[axes:]]) if axes else original
 
 
 def _labels(labels: Tensor, source: Tensor, mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import nn
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.llava import LlavaAdapter
 from tokenprune.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
+from tokenprune.models.qwen import Qwen3VLAdapter, QwenVLAdapter
 from tokenprune.models.shuffled import IdeficsAdapter, InternVLAdapter
 
 ENTRY_POINT_GROUP = "tokenprune.adapters"
@@ -17,6 +18,8 @@ _BUILTIN: tuple[type[Adapter], ...] = (
     LlavaOnevisionAdapter,
     InternVLAdapter,
     IdeficsAdapter,
+    QwenVLAdapter,
+    Qwen3VLAdapter,
 )
 _registered: list[type[Adapter]] = []
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.models.vision import Vision
 
-_WHOLE = frozenset({"features", "counts", "project"})
+_WHOLE = frozenset({"features", "counts", "deepstack", "project"})
 """Fields of `Vision` that are no tuples with one entry per image."""
 
 
@@ -58,6 +58,9 @@ def _ordered(parts: Sequence[Vision], order: Sequence[tuple[int, int]]) -> Visio
         "counts": tuple(parts[kind].counts[image] for kind, image in order),
         "project": parts[0].project,
     }
+    stacks = [part.deepstack.split(part.counts, dim=1) for part in parts if part.deepstack is not None]
+    if len(stacks) == len(parts):
+        changes["deepstack"] = torch.cat([stacks[kind][image] for kind, image in order], dim=1)
     for name in (field.name for field in fields(Vision) if field.name not in _WHOLE):
         values = [getattr(part, name) for part in parts]
         if any(value is not None for value in values):

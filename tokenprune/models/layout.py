@@ -76,7 +76,8 @@ def entering(prompt: Prompt, pruned: PrunedPrompt, selections: Sequence[Selectio
         slots.append(slot[segment.row, segment.columns[selection.indices.to(slot.device)]])
     return Layout(
         mask=pruned.mask.bool(),
-        positions=pruned.positions,
+        # With several axes the first one counts columns, as the positions behind a "compact" cut do.
+        positions=pruned.positions if pruned.positions.ndim == 2 else pruned.positions[0],
         columns=columns,
         lengths=tuple(lengths),
         rows=tuple(segment.row for segment in prompt.segments),

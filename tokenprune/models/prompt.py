@@ -26,12 +26,14 @@ class Segment:
         image: number of the image within its row.
         columns: int64 (n,), columns of its tokens, ascending; they need not be contiguous.
         grid: (rows, columns) of its raster, or None.
+        start: row of `Vision.features` of its first token.
     """
 
     row: int
     image: int
     columns: Int[Tensor, " n"]
     grid: Grid
+    start: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +51,7 @@ class Prompt:
         vision: what the vision side said; None for a batch without images.
         labels: int64 (b, l), when given.
         extras: further per-column arguments of the model, by name.
+        counting_axes: leading axes of `positions` that only count columns.
         clip: the adapter's, which reads the question.
     """
 
@@ -62,6 +65,7 @@ class Prompt:
     vision: Vision | None = None
     labels: Int[Tensor, "b l"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    counting_axes: int = 0
     clip: "Clip | None" = None
 
     def tokens(self, want: Collection[str] = NO_SIGNALS) -> list[Tokens]:
@@ -138,7 +142,10 @@ def build_prompt(
         ids=ids,
         embeds=embeds,
         mask=mask,
-        positions=adapter.positions(inputs, default_positions(mask, forward=forward)),
+        positions=adapter.positions(
+            {**inputs, "attention_mask": mask.long()}, default_positions(mask, forward=forward), vision
+        ),
+        counting_axes=adapter.counting_axes,
         segments=segments,
         text=tuple(text_rows),
         left_padded=bool((mask_host.long().diff(dim=1) >= 0).all()),
@@ -175,7 +182,7 @@ def _segments(visual: Tensor, vision: Vision, device: torch.device) -> tuple[Seg
                 f"prompt {last_row}; give every prompt as many placeholders as its own images have tokens"
             )
         image = image + 1 if row == previous else 0
-        segments.append(Segment(row=row, image=image, columns=columns[i], grid=vision.grids[i]))
+        segments.append(Segment(row=row, image=image, columns=columns[i], grid=vision.grids[i], start=start))
         start, previous = start + count, row
     return tuple(segments)
 

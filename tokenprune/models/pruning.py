@@ -177,6 +177,11 @@ def prune_inputs(
         )
     result = prune_batch(adapter, plan, inputs)
     check_placeholders(adapter, result.prompt)
+    if result.pruned.deepstack is not None:
+        raise UnsupportedError(
+            f"prune_inputs: {type(model).__name__} adds features to the visual tokens inside its language model, which "
+            "no arguments can express; use the context prune(model, strategy)"
+        )
     return result.pruned.as_inputs()
 
 

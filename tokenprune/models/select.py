@@ -97,6 +97,11 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
 def _check_decoder_stage(stage: PruningStrategy, adapter: Adapter) -> None:
     family, layers, config = type(adapter.model).__name__, len(adapter.decoder_layers), adapter.decoder.config
     last = layers if stage.before_ffn else layers - 1  # within the last layer, its feed-forward part is still to come
+    if stage.layer is not None and 1 <= stage.layer < adapter.first_layer:
+        raise UnsupportedError(
+            f"prune: {stage!r} acts at decoder layer {stage.layer}, but {family} can be pruned there from layer "
+            f"{adapter.first_layer} on{adapter.because('early')}; choose a later layer"
+        )
     if stage.layer is None or not 1 <= stage.layer <= last:
         raise UnsupportedError(
             f"prune: {stage!r} acts at the 'decoder' site with layer={stage.layer!r}, but {family} has layers 0 to "

@@ -123,13 +123,14 @@ class TiledAdapter(LlavaAdapter):
 
     def _encode(self, kind: Kind, inputs: Mapping[str, Any], want: Collection[str]) -> Vision:
         method = getattr(self.base, kind.method)
-        known = inspect.signature(method).parameters.keys() & set(self.modality_keys)
-        options = {name: inputs[name] for name in known if inputs.get(name) is not None}
+        # The pixels go by position: their name changed between releases.
+        known = list(inspect.signature(method).parameters)[1:]
+        options = {name: inputs[name] for name in self.modality_keys if name in known and inputs.get(name) is not None}
         layer, crop = self.tower_layer(inputs)
         with ExitStack() as stack:
             taps = [stack.enter_context(tap(*reading)) for reading in self._readings(layer, want, crop)]
             given = stack.enter_context(inputs_of(self.projector))
-            output = method(**options, return_dict=True)
+            output = method(inputs[kind.argument], **options, return_dict=True)
         features = torch.cat([image.flatten(0, -2) for image in output.pooler_output])
         layout = self.arrangement(kind, inputs, *given[0].shape[:2])
         signals: dict[str, Any] = {}

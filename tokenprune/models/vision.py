@@ -38,6 +38,7 @@ class Vision:
         keys: `Tokens.key` of each image, when asked for.
         tiles: `Tokens.tiles` of each image that has several tiles or newline tokens, None for the others.
         tile_grids: `Tokens.tile_grid` of each image, or None.
+        deepstack: float (layers, n, d), what the first decoder layers add to the visual tokens, where they do.
         cls_attention, cls_attention_first, cls_attention_last, vision_states, vision_cls, vision_keys,
             vision_last_keys, vision_last_cls: the field of `Tokens` of that name for each image, when asked for.
         clip_visual, tower_size: the same; filled by `see`, not by adapters.
@@ -50,6 +51,7 @@ class Vision:
     keys: tuple[int, ...] | None = None
     tiles: tuple[Int[Tensor, " _"] | None, ...] | None = None
     tile_grids: tuple[Grid, ...] | None = None
+    deepstack: Float[Tensor, "layers n d"] | None = None
     cls_attention: tuple[Float[Tensor, "h _"], ...] | None = None
     cls_attention_first: tuple[Float[Tensor, "h _"], ...] | None = None
     vision_states: tuple[Float[Tensor, "_ c"], ...] | None = None

@@ -14,6 +14,7 @@ from tokenprune.evaluate.decode import generate_timed
 from tokenprune.models import build_prompt, compact, select_tokens
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clock import now
+from tokenprune.models.inject import injected
 from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import make_plan
 from tokenprune.models.prompt import Prompt
@@ -92,7 +93,8 @@ def run_stages(
     lengths, layer_tokens, inside = (pruned.ids.shape[1],) * layers, tuple[tuple[int, ...], ...](), 0.0
     cuts = plan is not None and plan.cuts
     before = Pruned(prompt, pruned, selections, 0.0)
-    with cut_inside(adapter, plan, before) if plan is not None and cuts else nullcontext() as run:
+    inside_decoder = cut_inside(adapter, plan, before) if plan is not None and cuts else nullcontext()
+    with injected(adapter, pruned), inside_decoder as run:
         if run is not None:
             arguments["disable_compile"] = True  # the hooks on the layers keep books in Python
         out = generate_timed(adapter.model, arguments, max_new_tokens=max_new_tokens, device=device)

@@ -1,0 +1,45 @@
+"""What the language model gets beside embeddings: features that its first layers add to the visual tokens."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from tokenprune.models.adapter import Adapter
+from tokenprune.models.compact import PrunedPrompt
+
+
+@contextmanager
+def injected(adapter: Adapter, pruned: PrunedPrompt) -> Iterator[None]:
+    """While open, the next forward of the language model in this thread adds `pruned.deepstack` to the visual tokens.
+
+    Does nothing for models without such features. Needed around every call of a model with a pruned prompt; `prune`
+    does it.
+    """
+    with ExitStack() as stack:
+        inject(adapter, pruned, stack)
+        yield
+
+
+def inject(adapter: Adapter, pruned: PrunedPrompt, stack: ExitStack) -> None:
+    """`injected` for a call that begins here and ends elsewhere, where `stack` is closed."""
+    rows, features = pruned.feature_rows, pruned.deepstack
+    if rows is None or features is None:
+        return
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        if threading.get_ident() != thread:
+            return None
+        handle.remove()  # the steps that follow have no visual tokens
+        length = kwargs["inputs_embeds"].shape
+        wanted = rows[:, rows.shape[1] - length[1] :]  # without the part that is in a cache
+        wanted = wanted.repeat_interleave(length[0] // wanted.shape[0], dim=0)
+        visual = wanted >= 0
+        added = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(features[:, wanted[visual]])}
+        return args, {**kwargs, **added}
+
+    handle = adapter.decoder.register_forward_pre_hook(hook, with_kwargs=True)
+    stack.callback(handle.remove)
