@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from tokenprune import __version__
 
-COMMANDS = ("compare", "select", "strategies", "gap", "analyze", "bench")
+COMMANDS = ("compare", "select", "strategies", "gap", "analyze", "bench", "doctor")
 """Modules of this package, in the order in which help lists them."""
 USER_ERROR = 2
 INTERRUPTED = 130
