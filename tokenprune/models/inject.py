@@ -17,23 +17,36 @@ def injected(adapter: Adapter, pruned: PrunedPrompt) -> Iterator[None]:
 
     Does nothing for models without such features. Needed around every call of a model with a pruned prompt; `prune`
     does it.
+
+    Raises:
+        RuntimeError: at the end, when the language model was not reached.
     """
     with ExitStack() as stack:
-        inject(adapter, pruned, stack)
+        fired = inject(adapter, pruned, stack)
         yield
+        if pruned.deepstack is not None and not fired:
+            raise RuntimeError(
+                "prune: features that the language model adds to the visual tokens did not reach it: it was not called "
+                "as usual; call model.generate(...) or model(...)"
+            )
 
 
-def inject(adapter: Adapter, pruned: PrunedPrompt, stack: ExitStack) -> None:
-    """`injected` for a call that begins here and ends elsewhere, where `stack` is closed."""
-    rows, features = pruned.feature_rows, pruned.deepstack
+def inject(adapter: Adapter, pruned: PrunedPrompt, stack: ExitStack) -> list[bool]:
+    """`injected` for a call that begins here and ends elsewhere, where `stack` is closed.
+
+    Returns:
+        A list with one entry as soon as the features have been added.
+    """
+    rows, features, fired = pruned.feature_rows, pruned.deepstack, list[bool]()
     if rows is None or features is None:
-        return
+        return fired
     thread = threading.get_ident()
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         if threading.get_ident() != thread:
             return None
         handle.remove()  # the steps that follow have no visual tokens
+        fired.append(True)
         length = kwargs["inputs_embeds"].shape
         wanted = rows[:, rows.shape[1] - length[1] :]  # without the part that is in a cache
         wanted = wanted.repeat_interleave(length[0] // wanted.shape[0], dim=0)
@@ -43,3 +56,4 @@ def inject(adapter: Adapter, pruned: PrunedPrompt, stack: ExitStack) -> None:
 
     handle = adapter.decoder.register_forward_pre_hook(hook, with_kwargs=True)
     stack.callback(handle.remove)
+    return fired

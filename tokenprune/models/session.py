@@ -16,6 +16,7 @@ from tokenprune.models.cache_state import cached_length, lock, state_of, unlock
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.first_choice import FirstChoice, TurnPolicy
 from tokenprune.models.generation import generate_pruned
+from tokenprune.models.inject import inject, injected
 from tokenprune.models.inputs import PadIds, check_ids
 from tokenprune.models.inside import Inside
 from tokenprune.models.installed import Installed
@@ -51,6 +52,7 @@ class Session:
         self.forward_signature = inspect.signature(self.model.forward)
         self.shadow = self.make_shadow()
         self.installed = Installed(self.model)
+        self.leftover = ExitStack()
         # A plain number, which compiled decode steps can read. Calls with pixels are looked at whatever it says.
         self.generating = 0
         self.generating_lock = threading.Lock()
@@ -75,6 +77,7 @@ class Session:
             # Behind the others, which count from these positions.
             hooks.extend((layer, self.on_flash_layer) for layer in self.adapter.decoder_layers)
         with ExitStack() as stack:
+            stack.enter_context(self.leftover)
             if self.inside is not None:
                 stack.callback(self.inside.close)
             stack.enter_context(self.installed.standing(hooks, after, {"generate": self.shadow}))
@@ -130,6 +133,7 @@ class Session:
         call = _named(self.generate_signature, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
+        self.drop_injection()
         refuse_embeddings(call, what="generate")
         ids = check_ids(call)
         cache = call.get("past_key_values")
@@ -164,6 +168,7 @@ class Session:
                 run = self.inside.follow("generate", result, stack)
             unlock(cache)
             stack.enter_context(_locked_on_error(cache))
+            stack.enter_context(injected(self.adapter, result.pruned))
             with self.own_generate():
                 output = generate_pruned(self.plain_generate, rest, result.pruned, self.model)
             if run is not None:
@@ -241,6 +246,7 @@ class Session:
         if self.generating and not self.adapter.has_visual(call):
             return None
         self.installed.check("were changed while the context was open")
+        self.drop_injection()
         refuse_embeddings(call, what="a forward")
         ids = check_ids(call)
         cache = call.get("past_key_values")
@@ -264,8 +270,17 @@ class Session:
             self.note("forward", result)
         else:
             self.inside.follow_forward(result)
+        if result.pruned.deepstack is not None:
+            self.local.injection = self.leftover.enter_context(ExitStack())
+            inject(self.adapter, result.pruned, self.local.injection)
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         return (), {**rest, **result.pruned.as_inputs()}
+
+    def drop_injection(self) -> None:
+        """Forget what was meant for a forward that failed before it reached the language model."""
+        waiting: ExitStack | None = getattr(self.local, "injection", None)
+        if waiting is not None:
+            waiting.close()
 
     def check_plain(self, ids: Tensor) -> None:
         """Raise unless a call without pixels really has nothing to prune."""
