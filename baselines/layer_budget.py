@@ -9,14 +9,21 @@ layer and come out lower: 192.0, 128.6 and 64.8 for its schedules, where 206.5, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
 
 from tokenprune.baselines.scoring import check_count
+from tokenprune.pipeline import StagedStrategy
+from tokenprune.strategy import PruningStrategy
+from tokenprune.tokens import Tokens
 
 __all__ = [
     "fastv_keep_for",
+    "keep_for_layer_average",
     "layer_average",
     "layers_at_depth",
+    "planned_average",
     "pyramiddrop_ratio_for",
     "tokens_entering",
     "tome_merges_for",
@@ -157,6 +164,64 @@ def tome_merges_for(keep: int, *, n: int, layers: int) -> float:
     """
     check_count("tome_merges_for", "keep", keep, n)
     return (n - keep) / layers
+
+
+def planned_average(strategy: PruningStrategy, *, n: int, layers: int) -> float:
+    """Mean over decoder layers of the tokens that enter them, by the strategy's own budgets.
+
+    Tokens that a strategy makes on the way (SparseVLM's) are not foreseen; records count them.
+
+    Args:
+        strategy: with every decoder layer named (`PruningStrategy.at_depth`).
+        n: visual tokens of the image.
+        layers: number of decoder layers.
+
+    Raises:
+        ValueError: when a stage finds its number of tokens itself.
+
+    Examples:
+        >>> from tokenprune import parse
+        >>> planned_average(parse("greedy_repmax(keep=0.5) >> fastv(keep=64, layer=2)"), n=576, layers=32)
+        78.0
+    """
+    tokens, left, cuts = Tokens(torch.zeros(n, 1)), n, {0: n}
+    for stage in strategy.stages if isinstance(strategy, StagedStrategy) else (strategy,):
+        wanted = stage.requested(tokens)
+        if wanted is None:
+            raise ValueError(f"planned_average: {stage!r} finds the number of tokens itself; give it a budget")
+        left = min(left, wanted)
+        cuts[stage.layer or 0] = left
+    return layer_average(tokens_entering(n, layers, sorted(cuts.items())))
+
+
+def keep_for_layer_average(build: Callable[[int], PruningStrategy], average: float, *, n: int, layers: int) -> int:
+    """The budget with which a strategy comes nearest to a layer average; on a tie the smaller one.
+
+    Args:
+        build: from a number of tokens to the strategy, with every decoder layer named.
+        average: the wanted mean over layers.
+        n: visual tokens of the image.
+        layers: number of decoder layers.
+
+    Raises:
+        ValueError: when the average is out of reach.
+
+    Examples:
+        >>> from tokenprune.baselines import FastV, PyramidDrop
+        >>> [keep_for_layer_average(FastV, average, n=576, layers=32) for average in (192, 128, 64)]
+        [166, 98, 30]
+        >>> keep_for_layer_average(lambda k: PyramidDrop(k, layers=(8, 16, 24)), 128, n=576, layers=32)
+        Traceback (most recent call last):
+        ValueError: pyramiddrop(keep=1): a layer average of 128 is out of reach: it must be from 163.5 to 576; ...
+    """
+    reached = {keep: planned_average(build(keep), n=n, layers=layers) for keep in (1, n)}
+    _reachable(repr(build(1)), average, reached[1], reached[n])
+    low, high = 1, n  # what is reached grows with the budget
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached[middle] = planned_average(build(middle), n=n, layers=layers)
+        low, high = (low, middle) if reached[middle] > average else (middle, high)
+    return min((low, high), key=lambda keep: (abs(reached[keep] - average), keep))
 
 
 def _reachable(owner: str, average: float, lowest: float, highest: float) -> None:

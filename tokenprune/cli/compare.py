@@ -56,6 +56,13 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
         help="64 tokens, 0.111 or 11.1%%; repeatable (default: 50%%, 33.3%%, 22.2%%, 11.1%%, 5.6%%)",
     )
     what.add_argument(
+        "--budget",
+        default="kept",
+        choices=("kept", "layer-average"),
+        help="what --keep means: tokens left behind the last stage (default), or the mean over decoder layers, for "
+        "which strategies inside the decoder keep fewer in the end",
+    )
+    what.add_argument(
         "--seeds", type=int, default=5, metavar="N", help="seeds 0..N-1 for strategies that draw at random (default 5)"
     )
     what.add_argument("--data", metavar="FOLDER", help="a data set (default: the bundled scenes)")
@@ -96,6 +103,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
         positions=position_policy(args),
+        budget=args.budget,
         **chosen,
     )
 

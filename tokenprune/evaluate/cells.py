@@ -1,9 +1,10 @@
 """The cells of a comparison: which strategy, at which budget, with which seed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tokenprune.budget import Keep, check_keep
+from tokenprune.baselines.layer_budget import keep_for_layer_average
+from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.evaluate.methods import Method, show_budget
 from tokenprune.strategy import PruningStrategy
 
@@ -73,6 +74,42 @@ def make_cells(methods: Sequence[Method], budgets: Sequence[Keep], seeds: Sequen
                     )
                 )
     return cells
+
+
+def on_layer_average(cells: Sequence[Cell], *, n: int, layers: int) -> list[Cell]:
+    """The cells with budgets taken as means over decoder layers: those that act in the decoder keep fewer in the end.
+
+    Args:
+        cells: from `make_cells`.
+        n: visual tokens of an image. A budget that is a share stays one, so that images of other sizes fit, too.
+        layers: number of decoder layers.
+
+    Raises:
+        ValueError: when a strategy cannot reach a budget; it names both.
+
+    Examples:
+        >>> cells = make_cells([Method("fastv(layer=1)"), Method("random")], [0.5], [0])
+        >>> [cell.strategy for cell in on_layer_average(cells, n=256, layers=4)]
+        [None, fastv(keep=0.33203125, layer=1), random(keep=0.5)]
+    """
+    converted = []
+    for cell in cells:
+        if cell.strategy is None or cell.keep is None or cell.strategy.site != "decoder":
+            converted.append(cell)
+            continue
+        method, seed = Method(cell.method), cell.seed or 0
+
+        def build(keep: Keep, method: Method = method, seed: int = seed) -> PruningStrategy:
+            return method.strategy(keep=keep, seed=seed).at_depth(layers)
+
+        wanted = keep_count(cell.keep, n)
+        try:
+            found = keep_for_layer_average(build, wanted, n=n, layers=layers)
+        except ValueError as error:
+            raise ValueError(f"{cell.method} at a budget of {show_budget(cell.keep)}: {error}") from error
+        keep = found if isinstance(cell.keep, int) else found / n
+        converted.append(replace(cell, strategy=method.strategy(keep=keep, seed=seed)))
+    return converted
 
 
 def _slug(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenprune.evaluate.batches import resampling_units
-from tokenprune.evaluate.cells import Cell
+from tokenprune.evaluate.cells import Cell, on_layer_average
 from tokenprune.evaluate.environment import load_average
 from tokenprune.evaluate.export import export
 from tokenprune.evaluate.extras import EVAL_PACKAGES, need
@@ -116,7 +116,9 @@ def compare(
     runner = Runner(
         loaded, samples, settings.batch_size, max_new_tokens=settings.max_new_tokens, positions=settings.positions
     )
-    runner.check([cell.strategy for cell in cells if cell.strategy is not None])
+    tokens = runner.check([cell.strategy for cell in cells if cell.strategy is not None])
+    if settings.budget == "layer-average":
+        cells = tuple(on_layer_average(cells, n=tokens, layers=len(runner.adapter.decoder_layers)))
     config = configuration(settings, loaded, data, samples)
     model_name, data_name = Path(loaded.name).name, Path(data).name
     name = _slug(data_name if data_name.startswith(model_name) else f"{model_name}-{data_name}")

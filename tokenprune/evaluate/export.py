@@ -93,7 +93,7 @@ def results_csv(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
     header += ["seed_sd", "minus_random", "minus_random_low", "minus_random_high"]
     header += ["p_random", "p_random_holm", "resampled_units", "agreement"]
     header += ["right_to_wrong", "wrong_to_right", "output_tokens"]
-    header += ["tokens_least", "tokens_most", "positions", "text_source"]
+    header += ["tokens_kept", "tokens_least", "tokens_most", "positions", "text_source"]
     header += [f"{stage}_ms{end}" for stage in STAGES for end in ("", "_q25", "_q75")]
     header += CONDITIONS
     same = list(conditions(config).values())
@@ -105,7 +105,7 @@ def results_csv(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
         values += [None] * 3 if difference is None else [difference.value, difference.low, difference.high]
         values += [row.p_value, row.p_corrected]
         values += [row.accuracy.units, row.agreement, row.right_to_wrong, row.wrong_to_right, row.output_tokens]
-        values += [*row.tokens_range, row.positions, row.text_source]
+        values += [row.tokens_kept, *row.tokens_range, row.positions, row.text_source]
         for stage in STAGES:
             spread = row.times.get(stage)
             values += [None] * 3 if spread is None else [spread.median, spread.low, spread.high]

@@ -93,8 +93,8 @@ def legend(rows: Sequence[Row]) -> str:
     seeds = max(row.seeds for row in rows)
     budgets = ", ".join(show_budget(row.keep) for row in rows if row.keep is not None and row.method == "random")
     return (
-        f"Budgets: {budgets}. Tokens: visual tokens per image, mean over decoder layers. Bold: highest accuracy at "
-        "the budget. "
+        f"Budgets: {budgets}. Tokens: visual tokens per image, mean over decoder layers, and what is left behind the "
+        "last where that differs. Bold: highest accuracy at the budget. "
         f"Random: mean ± standard deviation over {seeds} seeds. vs Random: points, paired bootstrap. "
         "Agree: same answer as the dense model; "
         "R→W, W→R: answers that turned from right to wrong and back (random: mean). "
@@ -103,9 +103,10 @@ def legend(rows: Sequence[Row]) -> str:
 
 
 def tokens_text(row: Row) -> str:
-    """Kept tokens per image and their share."""
+    """Tokens per image and layer and their share; where fewer are left in the end, how many."""
     share = "" if row.keep is None else f" ({100 * row.tokens_out / row.tokens_in:.1f}%)"
-    return f"{row.tokens_out:.0f}{share}"
+    left = f", {row.tokens_kept:.0f} left" if round(row.tokens_kept) != round(row.tokens_out) else ""
+    return f"{row.tokens_out:.0f}{share}{left}"
 
 
 def answers_text(row: Row) -> list[str]:

@@ -65,8 +65,11 @@ class Runner:
         self.vision_times: list[dict[str, Any]] = []
         self._want: frozenset[str] = frozenset()
 
-    def check(self, strategies: Sequence[PruningStrategy]) -> None:
+    def check(self, strategies: Sequence[PruningStrategy]) -> int:
         """Raise unless every strategy can run on this model and accepts the first sample; takes a moment.
+
+        Returns:
+            Visual tokens of the first sample's first image.
 
         Raises:
             ValueError: names the strategy and what does not fit.
@@ -84,6 +87,7 @@ class Runner:
                 merged = self._encode(inputs, len(batch.pictures), range(len(batch.pictures)), plan.tower)
                 shown = build_prompt(self.adapter, self._ids(batch), merged)
             select_tokens(plan.before, shown)
+        return prompt.segments[0].columns.shape[0]
 
     def prepare(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Tokenise all samples and encode every picture once; `progress` is told how many samples are done."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +18,8 @@ from tokenprune.strategy import PositionPolicy, check_choice
 
 DEFAULT_BATCH_SIZE = 16
 DEFAULT_SEEDS = 5
+Budget = Literal["kept", "layer-average"]
+BUDGETS = ("kept", "layer-average")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,9 @@ class Settings:
         batch_size: samples per batch.
         max_new_tokens: length limit of an answer.
         positions: "original", "compact", or None for what each strategy's authors do.
+        budget: what budgets mean. "kept": tokens that are left behind the last stage. "layer-average": the mean over
+            decoder layers of the tokens that enter them, so that strategies inside the decoder, which drop later, keep
+            fewer in the end; for all others it is the same.
 
     Attributes:
         cells: every cell, dense first.
@@ -49,6 +54,7 @@ class Settings:
     batch_size: int = DEFAULT_BATCH_SIZE
     max_new_tokens: int = 16
     positions: PositionPolicy | None = None
+    budget: Budget = "kept"
     cells: tuple[Cell, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
@@ -57,6 +63,7 @@ class Settings:
                 raise ValueError(f"Settings: {name} must be 1 or more, got {getattr(self, name)}")
         if self.positions is not None:
             check_choice("Settings", "positions", self.positions, ("original", "compact"))
+        check_choice("Settings", "budget", self.budget, BUDGETS)
         object.__setattr__(self, "cells", tuple(make_cells(self.all_methods, self.budgets, self.seeds)))
 
     @cached_property
@@ -86,6 +93,7 @@ def configuration(settings: Settings, loaded: LoadedModel, data: str, samples: S
         "metric": METRIC,
         "methods": [method.text for method in settings.all_methods],
         "budgets": list(settings.budgets),
+        "budget": settings.budget,
         "seeds": list(settings.seeds),
         "batch_size": settings.batch_size,
         "max_new_tokens": settings.max_new_tokens,

@@ -40,6 +40,7 @@ class Row:
         tokens_in: visual tokens per image before pruning, a mean.
         tokens_out: visual tokens per image that enter a layer of the language model, a mean over images and layers;
             methods that drop inside it keep fewer in the end.
+        tokens_kept: visual tokens per image that are left behind the last layer that drops, a mean.
         tokens_range: smallest and largest number of visual tokens kept of an image, behind the last layer that drops.
         positions: position policy of the kept tokens; "-" for dense, which moves nothing.
         text_source: what of the prompt the choice depends on; see `tokenprune.evaluate.contract.text_source`.
@@ -62,6 +63,7 @@ class Row:
     wrong_to_right: float
     tokens_in: float
     tokens_out: float
+    tokens_kept: float
     tokens_range: tuple[int, int]
     positions: str
     text_source: str
@@ -173,6 +175,7 @@ def _row(
         wrong_to_right=float(np.mean([won for _, won in turned])),
         tokens_in=float(np.mean([picture["tokens_in"] for picture in pictures])),
         tokens_out=float(np.mean([picture.get("layer_average", picture["tokens_out"]) for picture in pictures])),
+        tokens_kept=float(np.mean([picture["tokens_out"] for picture in pictures])),
         tokens_range=(
             min(picture["tokens_out"] for picture in pictures),
             max(picture["tokens_out"] for picture in pictures),

@@ -53,6 +53,22 @@ def test_the_table_counts_tokens_per_layer(tmp_path: Path) -> None:
     assert out["fastv(layer=1)"] == (16 + 4) / 2
 
 
+def test_budgets_may_be_means_over_layers(tmp_path: Path) -> None:
+    methods = (Method("fastv(layer=1)"), Method("greedy_repmax(keep=13) >> fastv(layer=1)"), Method("greedy_repmax"))
+    settings = tiny_settings(methods=methods, budgets=(0.75, 0.5625), budget="layer-average")
+    small = tiny_settings(methods=methods, budgets=(0.5,), budget="layer-average")
+    words = r"fastv\(layer=1\) at a budget of 50%.* average of 8 is out of reach.* from 8.5 to 16"
+    with pytest.raises(ValueError, match=words):
+        compare(tiny_loaded(), SAMPLES, small, data="tiny", out=tmp_path, figures=False)
+    result = compare(tiny_loaded(), SAMPLES, settings, data="tiny", out=tmp_path, figures=False)
+    found = {(row.method, row.keep): (row.tokens_out, row.tokens_kept) for row in result.rows}
+    assert found["greedy_repmax", 0.75] == (12, 12)
+    assert found["fastv(layer=1)", 0.75] == (12, 8)
+    assert found["fastv(layer=1)", 0.5625] == (9, 2)
+    assert found["greedy_repmax(keep=13) >> fastv(layer=1)", 0.75] == (12, 11)
+    assert result.report["config"]["budget"] == "layer-average"
+
+
 def test_merging_in_the_tower_leaves_the_features_of_other_methods_alone_and_has_its_own_time(tmp_path: Path) -> None:
     settings = tiny_settings(methods=(Method("tome"), Method("greedy_repmax")), budgets=(6,))
     result = compare(tiny_loaded(), SAMPLES, settings, data="tiny", out=tmp_path / "both", figures=False)
