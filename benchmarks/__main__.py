@@ -8,6 +8,7 @@ import time
 # In the order in which they run; each module has `main() -> int`: 0 done, 2 its input is not here.
 BENCHMARKS = {
     "compare": "benchmarks.compare_bundled",
+    "methods": "benchmarks.compare_methods",
     "alignment": "benchmarks.analyze_bundled",
     "parity": "benchmarks.parity_table",
     "repmax": "benchmarks.repmax",
