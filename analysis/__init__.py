@@ -10,6 +10,15 @@ from tokenprune.analysis.damage import AnswerRecord, DamageReport, analyse_damag
 from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, jaccard, overlap
 from tokenprune.analysis.gap_accuracy import GapAccuracyReport, KeptSets, analyse_gap, kept_sets
 from tokenprune.analysis.images import AnalysedImage, bundled_images, stream_images
+from tokenprune.analysis.information import (
+    InformationMeasures,
+    InformationReport,
+    analyse_information,
+    coordinate_information,
+    label_information,
+    measure_information,
+    question_information,
+)
 from tokenprune.analysis.layers import LayerReport, LayerStates, analyse_layers, stream_layers
 from tokenprune.analysis.pick_order import PickOrder
 from tokenprune.analysis.redundancy import (
@@ -39,6 +48,8 @@ __all__ = [
     "CrossScores",
     "DamageReport",
     "GapAccuracyReport",
+    "InformationMeasures",
+    "InformationReport",
     "KeptSets",
     "LayerReport",
     "LayerStates",
@@ -57,26 +68,31 @@ __all__ = [
     "analyse_alignment",
     "analyse_damage",
     "analyse_gap",
+    "analyse_information",
     "analyse_layers",
     "analyse_redundancy",
     "analyse_spatial",
     "analyse_turns",
     "bundled_images",
     "case_slide",
+    "coordinate_information",
     "cross_score",
     "diagnose",
     "different",
     "effective_rank",
     "jaccard",
     "kept_sets",
+    "label_information",
     "measure_alignment",
     "measure_calibration",
     "measure_damage",
+    "measure_information",
     "measure_redundancy",
     "measure_spatial",
     "most_changed",
     "overlap",
     "participation_ratio",
+    "question_information",
     "run_ablation",
     "split_score",
     "stream_images",

@@ -168,7 +168,7 @@ def measure_alignment(image: AnalysedImage, strategy: MIAlignment) -> AlignmentM
         raise ValueError(
             f"measure_alignment: {strategy!r} drops none of the {n} tokens of image {image.id!r}; choose a smaller keep"
         )
-    text = _text(tokens, strategy)
+    text = text_of(tokens, strategy)
     parts = split_score(tokens.visual, text)
     by_norm, by_text = (_dropped(top_k(part, selection.kept)[0], n) for part in (parts.norm, parts.text))
     default = strategy.metric == "sqeuclidean" and strategy.reduce == "mean"
@@ -235,7 +235,8 @@ def _dropped(kept: Int[Tensor, " k"], n: int) -> Bool[Tensor, " n"]:
     return mask
 
 
-def _text(tokens: Tokens, strategy: MIAlignment) -> Float[Tensor, "m d"]:
+def text_of(tokens: Tokens, strategy: MIAlignment) -> Float[Tensor, "m d"]:
+    """The text embeddings that the stage looks at."""
     if tokens.text is None:  # `select` has checked both; this tells the type checker
         raise ValueError("measure_alignment: needs Tokens.text")
     return tokens.text if strategy.text == "prompt" or tokens.question is None else tokens.text[tokens.question]

@@ -8,6 +8,7 @@ from tokenprune.analysis import (
     AnalysedImage,
     Controls,
     analyse_alignment,
+    analyse_information,
     analyse_redundancy,
     analyse_spatial,
     cross_score,
@@ -36,6 +37,8 @@ def default_strategies(what: str) -> list[PruningStrategy]:
     """The strategies of an analysis that was not given any."""
     if what == "redundancy":
         return []
+    if what == "information":
+        return [parse("mi_alignment(keep=0.8)")]
     texts = STAGE_ONE if what == "alignment" else [f"{name}(keep=0.111)" for name in SELECTIONS]
     return [parse(text) for text in texts]
 
@@ -83,6 +86,34 @@ def alignment(images: Images, strategies: Strategies, tau: float) -> Outcome:
         images=len(reports[0].ids),
         findings=findings,
         strategies=names,
+    )
+
+
+def information(images: Images, strategies: Strategies, tau: float) -> Outcome:
+    """Mutual information estimated on its own, against the alignment score."""
+    from tokenprune.alignment import MIAlignment
+
+    stage = strategies[0]
+    if len(strategies) > 1 or not isinstance(stage, MIAlignment):
+        raise ValueError(
+            f"--strategy {strategies[-1]!r}: information looks at one stage; give one mi_alignment(keep=...)"
+        )
+    report = analyse_information(images, stage)
+    figure = new_figure(8.5, 3.6)
+    report.plot(figure.subplots())
+    body = [[name.replace("_", " "), show(mean)] for name, mean in report.means.items()]
+    return Outcome(
+        title="Is the alignment score mutual information?",
+        tables=[("Estimated information", ("measure", "value"), body)],
+        files={"information.csv": long_rows([repr(stage)], [report.means])},
+        figures={"information.png": figure},
+        notes={
+            "information.png": "Estimated from nearest neighbours; grey: the same estimate for a shuffled score, which "
+            "knows nothing."
+        },
+        images=len(report.ids),
+        findings=report.explanation,
+        strategies=[repr(stage)],
     )
 
 
@@ -192,6 +223,7 @@ def spatial(images: Images, strategies: Strategies, tau: float) -> Outcome:
 RUN: Mapping[str, Callable[[Images, Strategies, float], Outcome]] = {
     "alignment": alignment,
     "diagnostics": diagnostics,
+    "information": information,
     "redundancy": redundancy,
     "spatial": spatial,
 }

@@ -25,6 +25,7 @@ ANALYSES = {
     "damage": "flips, probabilities, calibration, hard and easy samples, a second question",
     "diagnostics": "every method's kept set under every objective, and how much the sets share",
     "gap": "does a better value of the RepMax objective buy accuracy? sets from random to proved optimum",
+    "information": "mutual information estimated on its own, against the alignment score",
     "redundancy": "visual against text tokens: cosines, near-duplicates, rank",
     "spatial": "where kept tokens stand: heat map, row and column bias, recall of objects",
 }
@@ -178,9 +179,10 @@ def _images(
                 "strategies; analyses look at one set of tokens, leave it out"
             )
     want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))
-    swap = args.what == "alignment"
+    swap = args.what in ("alignment", "information")
+    fallback = 30 if args.what == "information" else DEFAULT_COUNT  # its estimates take a second per image
     if args.data is None:
-        return bundled_images(loaded, args.count or DEFAULT_COUNT, swap=swap, want=want)
+        return bundled_images(loaded, args.count or fallback, swap=swap, want=want)
     from tokenprune.evaluate.folder import read_folder
 
     samples = read_folder(Path(args.data).expanduser(), count=args.count)

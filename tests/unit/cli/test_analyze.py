@@ -106,6 +106,7 @@ def test_another_model_and_data_set_and_strategies_of_ones_own(
         (["ablation", "--exact-seconds", "-1"], "--exact-seconds must be 0"),
         (["gap", "--count", "1", "--strategy", "random(keep=4)"], "choose budgets by --keep"),
         (["gap", "--count", "1", "--exact-seconds", "0"], "must be more than 0 for gap"),
+        (["information", "--count", "1", "--strategy", "random(keep=4)"], "give one mi_alignment"),
         (["alignment", "--count", "0"], "--count must be 1 or more, got 0"),
         (["redundancy", "--tau", "2"], "--tau must lie between -1 and 1, got 2.0"),
         (["redundancy", "--strategy", "random(keep=4)"], "leave it out"),
@@ -174,3 +175,15 @@ def test_gap_against_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     found = {(row["set"], row["measure"]): row["value"] for row in rows(folder / "gap_accuracy.csv")}
     assert float(found["exact", "gap"]) <= float(found["greedy", "gap"]) < float(found["random 100%", "gap"])
     assert read_manifest(folder).configuration["budgets"] == [28]
+
+
+def test_information_on_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = tiny_loaded()
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.processor.save_pretrained(tmp_path / "model")
+    own = ["--model", str(tmp_path / "model"), "--data", str(write_folder(tmp_path / "mine", 3)), "--device", "cpu"]
+    assert main(["analyze", "information", *own, "--out", str(tmp_path / "runs")]) == 0
+    assert "bits per token about what is kept" in capsys.readouterr().out
+    found = {row["measure"]: row for row in rows(tmp_path / "runs" / "analyze-information" / "information.csv")}
+    assert found["question_bits"]["images"] == "3"
+    assert found["by_alignment"]["value"] == ""  # no boxes, nothing claimed about objects
