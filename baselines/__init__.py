@@ -12,6 +12,7 @@ from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
 from tokenprune.baselines.pyramiddrop import PyramidDrop, PyramidDropStage
 from tokenprune.baselines.random_subset import Random
 from tokenprune.baselines.smallest_norm import SmallestNorm
+from tokenprune.baselines.sparsevlm import SparseVLM, SparseVLMStage
 from tokenprune.baselines.tome import ToMe
 from tokenprune.baselines.trim import TRIM
 from tokenprune.baselines.uniform import UniformGrid
@@ -37,6 +38,8 @@ __all__ = [
     "PyramidDropStage",
     "Random",
     "SmallestNorm",
+    "SparseVLM",
+    "SparseVLMStage",
     "ToMe",
     "UniformGrid",
     "VisPruner",

@@ -19,22 +19,38 @@ clusters nearest pairs always tie, so that merged tokens differ from run to run.
 the one with the better score is the denser. Pass `noise` to reproduce a run.
 
 Deviations: float32, ties to the lowest index. Budgets other than the four published ones need schedules of their
-own.
+own: the strategy scales a published one, or leaves the same share at each stage. The program always drops at least one
+token, also with a budget of all; the strategy then keeps everything and recycles nothing. Text must stand behind the
+image. With several images in a prompt each has the text behind it as raters, and its recycled tokens stand behind its
+kept ones. In models of fewer than 32 layers the default layers are those at the same share of the depth.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.baselines.layer_budget import layers_at_depth
 from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.budget import Keep, check_keep, keep_count
+from tokenprune.pipeline import StagedStrategy, run_stages
+from tokenprune.strategy import PruningStrategy, check_choice, set_keep, set_layer
+from tokenprune.tokens import Selection, Tokens
 
 __all__ = [
     "LAYERS",
     "SCHEDULES",
+    "SparseVLM",
+    "SparseVLMStage",
     "Stage",
     "recycle",
+    "recycled_count",
     "sparsevlm_keep",
     "sparsevlm_raters",
     "sparsevlm_score",
@@ -113,6 +129,16 @@ def sparsevlm_keep(score: Float[Tensor, " n"], keep: int) -> tuple[Int[Tensor, "
     return order[:keep].sort().values, order[keep : keep + recycled]
 
 
+def recycled_count(dropped: int) -> int:
+    """How many tokens `dropped` ones are merged into: int(m / 10) + 1 of the int(0.3 dropped) + 1 best.
+
+    Examples:
+        >>> recycled_count(276), recycled_count(1), recycled_count(0)
+        (9, 1, 0)
+    """
+    return (int(0.3 * dropped) + 1) // 10 + 1 if dropped else 0
+
+
 def recycle(
     features: Float[Tensor, "m d"], *, clusters: int | None = None, noise: Float[Tensor, " m"] | None = None
 ) -> Float[Tensor, "c d"]:
@@ -175,3 +201,187 @@ def sparsevlm_stage(
     kept, recycled = sparsevlm_keep(score, keep)
     merged = None if features is None else recycle(features[recycled], noise=noise)
     return Stage(kept, recycled, merged, score)
+
+
+@dataclass(frozen=True, repr=False)
+class SparseVLMStage(PruningStrategy):
+    """One stage of SparseVLM: keep what the raters look at, merge the best of the rest into a few tokens behind it.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float).
+        layer: the first decoder layer with fewer tokens, counted from 0; the layer before decides.
+        power: of n original tokens and a budget of k, factor n (k / n)^power stay.
+        factor: see there.
+        official: break ties in the recycling by random noise, and drop at least one token, as the authors' program.
+        seed: of that noise, together with the image's `key`.
+
+    Examples:
+        >>> rows = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
+        >>> signals = {"decoder_text_attention": rows, "decoder_hidden": torch.arange(8.0).view(4, 2)}
+        >>> inputs = {"decoder_entered": torch.eye(2), "decoder_text": torch.ones(1, 2)}
+        >>> selection = SparseVLMStage(2).select(Tokens(torch.zeros(4, 2), **signals, **inputs))
+        >>> selection.indices, selection.extra.round()
+        (tensor([1, 3]), tensor([[4., 5.]]))
+    """
+
+    name: ClassVar[str] = "sparsevlm_stage"
+    paper: ClassVar[str] = "SparseVLM, ICML 2025, arXiv 2410.04417 (one stage)"
+    summary: ClassVar[str] = "attention from the text tokens that look at the image; some of the rest merged"
+    needs = frozenset({"decoder_text_attention", "decoder_hidden", "decoder_entered", "decoder_text"})
+    site = "decoder"
+    positions = "compact"
+    equivariant = True
+    extends = True
+
+    keep: Keep
+    _: KW_ONLY
+    layer: int = LAYERS[0] + 1
+    power: float = 1.0
+    factor: float = 1.0
+    official: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        set_layer(self)
+        object.__setattr__(self, "power", check_keep(float(self.power), owner="SparseVLMStage", parameter="power"))
+        if not self.factor >= 1:
+            raise ValueError(f"SparseVLMStage: factor must be at least 1, got {self.factor}")
+        check_count("SparseVLMStage", "seed", self.seed, 2**63, lowest=0)
+        if self.official:
+            object.__setattr__(self, "uses", frozenset({"key"}))
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """The budget, or what is left of the image at this stage."""
+        n, kept = tokens.original, keep_count(self.keep, tokens.original)
+        if self.power != 1.0 or self.factor != 1.0:
+            kept = math.floor(self.factor * n * (kept / n) ** self.power + 0.5 + 1e-9)
+        return min(kept, max(1, tokens.n - 1)) if self.official else kept
+
+    def _select(self, tokens: Tokens) -> Selection:
+        attention, hidden = tokens.decoder_text_attention, tokens.decoder_hidden
+        entered, text = tokens.decoder_entered, tokens.decoder_text
+        if attention is None or hidden is None or entered is None or text is None:  # `select` has checked it
+            raise ValueError("SparseVLMStage: needs attention, states and inputs of the decoder")
+        if text.shape[0] != attention.shape[0]:
+            raise ValueError(
+                f"SparseVLMStage: decoder_text has {text.shape[0]} rows but decoder_text_attention has "
+                f"{attention.shape[0]}; both must tell of the text behind the image"
+            )
+        keep = self.count(tokens)
+        score = sparsevlm_score(attention[sparsevlm_raters(entered, text)[0]])
+        if keep == tokens.n:
+            nothing = tokens.visual.new_empty((0, tokens.visual.shape[1]))
+            return Selection(indices=torch.arange(keep, device=score.device), total=keep, extra=nothing, scores=score)
+        kept, recycled = sparsevlm_keep(score, keep)
+        noise = self._noise(recycled.shape[0], tokens.key or 0).to(score.device) if self.official else None
+        merged = recycle(hidden[recycled], noise=noise).to(tokens.visual.dtype)
+        return Selection(indices=kept, total=tokens.n, extra=merged, scores=score)
+
+    def _noise(self, count: int, key: int) -> Tensor:
+        """Uniform in [0, 1e-6)."""
+        state = np.random.SeedSequence([self.seed, key % 2**64]).generate_state(1, np.uint64)[0]
+        return torch.rand(count, generator=torch.Generator().manual_seed(int(state) >> 1)) * 1e-6
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SparseVLM(StagedStrategy):
+    """Inside the language model, keep in three stages what some text tokens look at, and recycle the rest (SparseVLM).
+
+    The text tokens are those that look at the image more than others do. Of what a stage drops the better part is
+    clustered into a few new tokens that stand behind the kept ones; later stages treat them like the others. So some of
+    the `keep` tokens left behind the last stage may be such tokens, and its own new ones come on top: the record of
+    `prune` counts both apart (`tokens_kept`, `extra_tokens`). Positions are renumbered at each stage.
+
+    The published budgets are means over layers: `SparseVLM.published(192)` leaves 300, 200 and 110 of 576.
+    `tokenprune.baselines.at_average` converts. Outside a model (`select`) later stages do not see recycled tokens.
+
+    Definition, paper's code and deviations: `tokenprune.baselines.sparsevlm`.
+
+    Args:
+        keep: tokens (int) or share of the image's original tokens (float) that survive the last stage.
+        schedule: tokens left after each stage, scaled so that the last is `keep`: numbers such as (300, 200, 110), or
+            the name of a published one, "192", "128", "96" or "64". None: each stage leaves the same share.
+        layers: the first decoder layer with fewer tokens of each stage, ascending, counted from 0. None takes 3, 7, 16
+            (the program's "after layers 2, 6, 15"), or in a model of fewer than 32 layers those at that share of it.
+        official: break ties in the recycling by random noise, and drop at least one token, as the authors' program.
+        seed: of that noise.
+
+    Examples:
+        >>> [stage.count(Tokens(torch.zeros(576, 2))) for stage in SparseVLM.published(192).stages]
+        [300, 200, 110]
+        >>> [stage.count(Tokens(torch.zeros(576, 2))) for stage in SparseVLM(0.125).stages]
+        [288, 144, 72]
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+    paper: ClassVar[str] = "SparseVLM, ICML 2025, arXiv 2410.04417"
+    summary: ClassVar[str] = "in stages, attention from the text tokens that look at the image; some of the rest merged"
+
+    keep: Keep
+    _: KW_ONLY
+    schedule: tuple[float, ...] | str | None = None
+    layers: tuple[int, ...] | None = None
+    official: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        if isinstance(self.schedule, str):
+            check_choice("SparseVLM", "schedule", self.schedule, [str(budget) for budget in SCHEDULES])
+        for name in ("schedule", "layers"):
+            value: object = getattr(self, name)
+            if value is None or isinstance(value, str):
+                continue
+            if not isinstance(value, Sequence) or not value:
+                raise TypeError(f"SparseVLM: {name} must be a tuple of numbers, one per stage, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        if any(later <= earlier for earlier, later in pairwise(self.layers or ())):
+            raise ValueError(f"SparseVLM: layers must ascend, got {self.layers}")
+        counts = self._counts()
+        if counts is not None and (
+            len(counts) != len(self._layers()) or min(counts) <= 0 or any(b > a for a, b in pairwise(counts))
+        ):
+            raise ValueError(
+                f"SparseVLM: schedule must be {len(self._layers())} positive numbers that do not grow, one for each of "
+                f"the layers {self._layers()}, got {self.schedule!r}"
+            )
+        self._derive_facts()
+
+    @classmethod
+    def published(cls, budget: int) -> "SparseVLM":
+        """The authors' schedule for 192, 128, 96 or 64 of 576 tokens, a mean over layers as their program counts."""
+        check_choice("SparseVLM.published", "budget", str(budget), [str(known) for known in SCHEDULES])
+        return cls(SCHEDULES[budget][-1], schedule=str(budget))
+
+    def at_depth(self, depth: int) -> PruningStrategy:
+        """With the default layers named."""
+        return self if self.layers is not None else replace(self, layers=layers_at_depth(self._layers(), depth))
+
+    def _layers(self) -> tuple[int, ...]:
+        return self.layers if self.layers is not None else tuple(layer + 1 for layer in LAYERS)
+
+    def _counts(self) -> tuple[float, ...] | None:
+        return SCHEDULES[int(self.schedule)] if isinstance(self.schedule, str) else self.schedule
+
+    @property
+    def stages(self) -> tuple[PruningStrategy, ...]:
+        """One stage per layer."""
+        layers, counts = self._layers(), self._counts()
+        return tuple(
+            SparseVLMStage(
+                self.keep,
+                layer=layer,
+                power=1.0 if counts else (step + 1) / len(layers),
+                factor=counts[step] / counts[-1] if counts else 1.0,
+                official=self.official,
+                seed=self.seed,
+            )
+            for step, layer in enumerate(layers)
+        )
+
+    def _select(self, tokens: Tokens) -> Selection:
+        return run_stages(self.stages, [tokens])[0]
+
+    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        return run_stages(self.stages, batch)

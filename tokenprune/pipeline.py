@@ -225,7 +225,7 @@ def _check_stages(stages: Sequence[PruningStrategy]) -> None:
             layer = stage.layer
         # Signals of the decoder are those of whatever tokens get there.
         _check_place(stage, position, stages)
-        lost = sorted(stage.needs - TEXT_FIELDS - frozenset(DECODER_SIGNALS))
+        lost = sorted(stage.needs - TEXT_FIELDS - frozenset(DECODER_SIGNALS) - {"key"})
         if merged_by is not None and lost:
             raise ValueError(
                 f"Pipeline: {stage!r} needs Tokens.{lost[0]} of the original tokens, but {merged_by!r} before it makes "
