@@ -8,6 +8,7 @@ from tokenprune.baselines.fastv import FastV
 from tokenprune.baselines.fitprune import FitPrune, FitPruneStage
 from tokenprune.baselines.grid_pool import GridPool
 from tokenprune.baselines.hired import HiRED
+from tokenprune.baselines.mustdrop import MustDrop, MustDropStage
 from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
 from tokenprune.baselines.pyramiddrop import PyramidDrop, PyramidDropStage
 from tokenprune.baselines.random_subset import Random
@@ -32,6 +33,8 @@ __all__ = [
     "FitPruneStage",
     "GridPool",
     "HiRED",
+    "MustDrop",
+    "MustDropStage",
     "PruMerge",
     "PruMergePlus",
     "PyramidDrop",

@@ -14,19 +14,43 @@ data set. The merged windows come first, by falling similarity, so raster order 
 many windows in every image as in the one with the fewest; here each image stands alone.
 
 Deviations: float32. When the thresholds would drop everything, the token with the largest sum stays; with
-`official=True` nothing does.
+`official=True` nothing does. The strategy is step 3 with the key set of step 2: the merging in the tower (step 1, which
+would come first and leave fewer tokens) is not part of it, and the caches of layers 2 to 14, which the program cuts to
+the final set after the prompt, keep what entered each layer. Its key set is a share of the image's original tokens. In
+models of fewer than 32 layers the default layers are those at the same share of the depth.
 """
 
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import pairwise
 from math import ceil, isqrt
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.baselines.layer_budget import layers_at_depth
 from tokenprune.baselines.scoring import check_count, top, unit, working
+from tokenprune.pipeline import StagedStrategy, run_stages
+from tokenprune.strategy import PruningStrategy, check_choice, set_layer
+from tokenprune.tokens import Selection, Tokens
 
-__all__ = ["MergedWindows", "mustdrop_filter", "mustdrop_key_set", "mustdrop_merge", "window_similarity"]
+__all__ = [
+    "LAYERS",
+    "THRESHOLDS",
+    "MergedWindows",
+    "MustDrop",
+    "MustDropStage",
+    "mustdrop_filter",
+    "mustdrop_key_set",
+    "mustdrop_merge",
+    "window_similarity",
+]
+
+LAYERS = (2, 6, 10, 14)
+THRESHOLDS = {192: (0.001, 0.001), 128: (0.0012, 0.001), 64: (0.011, 0.01)}
+"""Global and individual threshold of the authors' TextVQA script by the average that they reach there."""
 
 
 class MergedWindows(NamedTuple):
@@ -146,3 +170,155 @@ def mustdrop_filter(
         return kept.nonzero().flatten()
     kept = torch.where(kept.any(), kept, torch.nn.functional.one_hot(total.argmax(), total.shape[0]).bool())
     return kept.nonzero().flatten()
+
+
+def _check_numbers(strategy: "MustDrop | MustDropStage") -> None:
+    """Raise unless thresholds and share are numbers in their ranges."""
+    title = type(strategy).__name__
+    for name in ("global_thr", "individual_thr", "key_share"):
+        value: object = getattr(strategy, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{title}: {name} must be a number, got {value!r} of type {type(value).__name__}")
+        if not 0 <= value <= 1:  # also catches NaN
+            raise ValueError(f"{title}: {name} must be in [0, 1], got {value}")
+
+
+@dataclass(frozen=True, repr=False)
+class MustDropStage(PruningStrategy):
+    """One stage of MustDrop: tokens that no text token attends to go, unless the vision tower's CLS token does.
+
+    Args:
+        global_thr: share of all attention from the text below which a token may go.
+        individual_thr: attention below which every text token must stay for it to go.
+        layer: the first decoder layer with fewer tokens, counted from 0; the layer before decides.
+        key_share: share of the image's original tokens, those of largest CLS attention, that never go; 0 for none.
+
+    Examples:
+        >>> rows = torch.tensor([[0.5, 0.01, 0.3, 0.01], [0.6, 0.02, 0.0, 0.03]])
+        >>> tower = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+        >>> tokens = Tokens(torch.zeros(4, 2), decoder_text_attention=rows, cls_attention_last=tower)
+        >>> MustDropStage(0.1, 0.1).select(tokens).indices
+        tensor([0, 2, 3])
+    """
+
+    name: ClassVar[str] = "mustdrop_stage"
+    paper: ClassVar[str] = "MustDrop, arXiv 2411.10803 (one stage in the decoder)"
+    summary: ClassVar[str] = "what no text token attends to goes, but for the most attended of the vision tower"
+    needs = frozenset({"decoder_text_attention", "cls_attention_last"})
+    site = "decoder"
+    positions = "compact"
+    equivariant = True
+
+    global_thr: float
+    individual_thr: float
+    _: KW_ONLY
+    layer: int = LAYERS[0] + 1
+    key_share: float = 0.08
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        set_layer(self)
+
+    @classmethod
+    def example(cls) -> "MustDropStage":
+        """The authors' thresholds for the largest budget."""
+        return cls(*THRESHOLDS[192])
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """None: the thresholds decide."""
+        del tokens
+        return None
+
+    def _select(self, tokens: Tokens) -> Selection:
+        attention, tower = tokens.decoder_text_attention, tokens.cls_attention_last
+        if attention is None or tower is None:  # `select` has checked it
+            raise ValueError("MustDropStage: needs attention of the text and of the CLS token")
+        # Key tokens are never dropped, so the largest of what is left are those of the whole image.
+        key = top(working(tower).mean(0), min(tokens.n, ceil(self.key_share * tokens.original)))[0]
+        kept = mustdrop_filter(
+            attention[None], global_thr=self.global_thr, individual_thr=self.individual_thr, key_set=key
+        )
+        return Selection(indices=kept, total=tokens.n, scores=working(attention).sum(0))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class MustDrop(StagedStrategy):
+    """In stages inside the language model, drop by two thresholds what no text token attends to (MustDrop, in part).
+
+    Thresholds decide, so how many tokens are left differs from image to image. The most attended tokens of the vision
+    tower never go. MustDrop also merges windows of patches in the tower and cuts the caches of its first layers after
+    the prompt: neither is done here, so its budgets are not reached with its thresholds.
+
+    Definition, paper's code and deviations: `tokenprune.baselines.mustdrop`.
+
+    Args:
+        global_thr: share of all attention from the text below which a token may go.
+        individual_thr: attention below which every text token must stay for it to go.
+        layers: the first decoder layer with fewer tokens of each stage, ascending, counted from 0. None takes 3, 7, 11,
+            15 (layers 2, 6, 10, 14 decide), or in a model of fewer than 32 layers those at that share of its depth.
+        key_share: share of the image's original tokens, those of largest CLS attention, that never go; 0 for none.
+
+    Examples:
+        >>> MustDrop.published(64)
+        mustdrop(global_thr=0.011, individual_thr=0.01)
+        >>> [stage.layer for stage in MustDrop(0.01, 0.01).at_depth(16).stages]
+        [2, 4, 6, 8]
+    """
+
+    name: ClassVar[str] = "mustdrop"
+    paper: ClassVar[str] = "MustDrop, arXiv 2411.10803"
+    summary: ClassVar[str] = "decoder part alone: in stages, what no text token attends to goes by thresholds"
+
+    global_thr: float
+    individual_thr: float
+    _: KW_ONLY
+    layers: tuple[int, ...] | None = None
+    key_share: float = 0.08
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        layers: object = self.layers
+        if layers is not None:
+            if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
+                raise TypeError(f"MustDrop: layers must be a tuple of ints such as (3, 7, 11, 15), got {layers!r}")
+            object.__setattr__(self, "layers", tuple(layers))
+        if any(later <= earlier for earlier, later in pairwise(self.layers or ())):
+            raise ValueError(f"MustDrop: layers must ascend, got {self.layers}")
+        self._derive_facts()
+
+    @classmethod
+    def example(cls) -> "MustDrop":
+        """The authors' thresholds for the largest budget."""
+        return cls.published(192)
+
+    @classmethod
+    def published(cls, budget: int) -> "MustDrop":
+        """The authors' thresholds for TextVQA, by the average of tokens that their whole method reaches there."""
+        check_choice("MustDrop.published", "budget", str(budget), [str(known) for known in THRESHOLDS])
+        return cls(*THRESHOLDS[budget])
+
+    def at_depth(self, depth: int) -> PruningStrategy:
+        """With the default layers named."""
+        return self if self.layers is not None else replace(self, layers=layers_at_depth(self._layers(), depth))
+
+    def _layers(self) -> tuple[int, ...]:
+        return self.layers if self.layers is not None else tuple(layer + 1 for layer in LAYERS)
+
+    @property
+    def stages(self) -> tuple[PruningStrategy, ...]:
+        """One stage per layer."""
+        return tuple(
+            MustDropStage(self.global_thr, self.individual_thr, layer=layer, key_share=self.key_share)
+            for layer in self._layers()
+        )
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """None: the thresholds decide."""
+        del tokens
+        return None
+
+    def _select(self, tokens: Tokens) -> Selection:
+        return run_stages(self.stages, [tokens])[0]
+
+    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+        return run_stages(self.stages, batch)
