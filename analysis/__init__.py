@@ -20,6 +20,7 @@ from tokenprune.analysis.information import (
     question_information,
 )
 from tokenprune.analysis.layers import LayerReport, LayerStates, analyse_layers, stream_layers
+from tokenprune.analysis.letterbox import letterboxed, padding_tokens
 from tokenprune.analysis.pick_order import PickOrder
 from tokenprune.analysis.redundancy import (
     RedundancyMeasures,
@@ -83,6 +84,7 @@ __all__ = [
     "jaccard",
     "kept_sets",
     "label_information",
+    "letterboxed",
     "measure_alignment",
     "measure_calibration",
     "measure_damage",
@@ -91,6 +93,7 @@ __all__ = [
     "measure_spatial",
     "most_changed",
     "overlap",
+    "padding_tokens",
     "participation_ratio",
     "question_information",
     "run_ablation",

@@ -102,33 +102,25 @@ class GapAccuracyReport:
     proved: float
     rows: tuple[tuple[str, str, float, float, float, bool, float], ...]
 
-    def plot(self, ax: "Axes") -> "Axes":
-        """Accuracy over the normalised gap, one point per kind of set."""
+    def plot(self, ax: "Axes", *, measure: str = "accuracy") -> "Axes":
+        """One line per kind of set with its gap, from random to exact.
+
+        Args:
+            ax: where to draw.
+            measure: "accuracy" or "divergence".
+        """
+        means: Mapping[str, Interval] = getattr(self, measure)
         for place, name in enumerate(self.names):
-            accuracy, gap = self.accuracy[name], self.gap[name]
-            ends = np.nan_to_num(
-                [[max(0.0, accuracy.value - accuracy.low)], [max(0.0, accuracy.high - accuracy.value)]]
-            )
+            mean = means[name]
+            ends = np.nan_to_num([[max(0.0, mean.value - mean.low)], [max(0.0, mean.high - mean.value)]])
             colour = "#0072B2" if name in NEAR else "#777777"
-            x = max(gap.value, 1e-6)
-            ax.errorbar(x, accuracy.value, yerr=ends, fmt="o", color=colour, markersize=4, capsize=2)
-            up = place % 2 == 0
-            ax.annotate(
-                name,
-                (x, accuracy.high if up else accuracy.low),
-                xytext=(0, 5 if up else -5),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if up else "top",
-                rotation=90,
-                fontsize=6.5,
-            )
-        ax.set_xscale("log")
-        ax.invert_xaxis()
-        low = min(mean.low for mean in self.accuracy.values())
-        ax.set_ylim(max(0.0, low - 0.3), 1.2)
-        ax.set_xlabel("normalised gap to the proved bound (1: random's expectation), better to the right")
-        ax.set_ylabel("accuracy, 95% interval over images")
+            ax.errorbar(mean.value, place, xerr=ends, fmt="o", color=colour, markersize=4, capsize=2)
+        ax.set_yticks(
+            range(len(self.names)), [f"{name} (gap {100 * self.gap[name].value:.2g}%)" for name in self.names]
+        )
+        ax.set_ylim(len(self.names) - 0.5, -0.5)
+        texts = {"accuracy": "accuracy", "divergence": "KL from dense at the first answer token, nats"}
+        ax.set_xlabel(f"{texts[measure]}, 95% interval over images")
         ax.set_title(f"{show_budget(self.keep)} kept, {self.distance}", loc="left")
         return ax
 
@@ -136,14 +128,17 @@ class GapAccuracyReport:
     def explanation(self) -> tuple[str, ...]:
         """What was found, in sentences with numbers."""
         exact, greedy = self.against_greedy["exact"], self.gap["greedy"]
+        best = min(self.names, key=lambda name: self.divergence[name].value)
+        near = show(self.near) if self.near.units else "nothing, since their answers never differ in correctness,"
         return (
             f"At {show_budget(self.keep)} ({self.distance}): greedy is {100 * greedy.value:.3g}% of the way from the "
             f"proved bound to a random set, and closing that gap changes accuracy by "
             f"{100 * exact.value:+.1f} [{100 * exact.low:+.1f}, {100 * exact.high:+.1f}] points (corrected p "
-            f"{self.p_corrected['exact']:.2g}).",
-            f"Within images, value and correctness correlate by {show(self.path)} over all sets from random to exact "
-            f"and by {show(self.near)} over the optimisers' sets alone; value and divergence from dense by "
-            f"{show(self.path_divergence)} and {show(self.near_divergence)}.",
+            f"{self.p_corrected['exact']:.2g}). The answers stay nearest to dense for {best!r}, KL "
+            f"{show(self.divergence[best])}; exact {show(self.divergence['exact'])}.",
+            f"Within images, value and correctness correlate by {show(self.path)} over all sets from random to exact, "
+            f"and by {near} over the optimisers' sets alone; value and divergence by {show(self.path_divergence)} and "
+            f"{show(self.near_divergence)}.",
         )
 
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tokenprune.evaluate.samples import Sample
+from tokenprune.analysis.letterbox import letterboxed, padding_tokens
+from tokenprune.evaluate.samples import Sample, open_image
 from tokenprune.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class AnalysedImage:
         tokens: its visual tokens with the prompt's text, as strategies get them.
         others: the same image with other questions, for question-swap measures.
         objects: for each annotated object the rows of `tokens` that it covers; empty where there are no annotations.
+        padding: rows of `tokens` that see nothing but padding; None when that is not known.
 
     Raises:
         ValueError: when an object's row does not exist, or one of `others` has another number of visual tokens.
@@ -36,6 +38,7 @@ class AnalysedImage:
     tokens: Tokens
     others: tuple[Tokens, ...] = ()
     objects: tuple[tuple[int, ...], ...] = ()
+    padding: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for rows in self.objects:
@@ -66,6 +69,7 @@ def stream_images(
     other_questions: Mapping[str, Sequence[str]] | None = None,
     objects: Mapping[str, Sequence[Sequence[int]]] | None = None,
     want: Collection[str] = (),
+    letterbox: bool = False,
 ) -> Iterator[AnalysedImage]:
     """Visual tokens at the projector output for every image of a data set, one sample in memory at a time.
 
@@ -76,6 +80,8 @@ def stream_images(
         objects: by sample id, for each annotated object the visual tokens that it covers (samples with one image).
         want: further fields of `Tokens` that strategies need, for example "cls_attention". The key by which random
             strategies tell images apart is always there.
+        letterbox: pad every picture to a square first, as LLaVA-1.5's own preprocessing does, and tell which tokens see
+            nothing but padding.
 
     Raises:
         ValueError: when there is no sample, or an object does not fit the image.
@@ -96,7 +102,12 @@ def stream_images(
             for name, value in inputs.items()
         }
 
-    for sample in samples:
+    for original in samples:
+        sample, sizes = original, list[tuple[int, int]]()
+        if letterbox:
+            pictures = [open_image(image) for image in original.images]
+            sizes = [picture.size for picture in pictures]
+            sample = replace(original, images=tuple(letterboxed(picture) for picture in pictures))
         with torch.no_grad():
             inputs = on_device(processed(loaded.processor, [sample]))
             count = len(sample.images)
@@ -112,6 +123,7 @@ def stream_images(
                 tokens=tokens,
                 others=tuple(other[place] for other in swapped),
                 objects=tuple(tuple(rows) for rows in (objects or {}).get(sample.id, ())) if count == 1 else (),
+                padding=padding_tokens(sizes[place], tokens.grid) if letterbox and tokens.grid else None,
             )
 
 
@@ -122,6 +134,7 @@ def bundled_images(
     seed: int = 0,
     swap: bool = False,
     want: Collection[str] = (),
+    letterbox: bool = False,
 ) -> Iterator[AnalysedImage]:
     """Held-out scenes of the bundled data: one question each (every kind equally often), cards as objects.
 
@@ -132,6 +145,8 @@ def bundled_images(
         seed: which series of scenes.
         swap: also give each scene with the questions of all other kinds.
         want: see `stream_images`.
+        letterbox: cut the scenes to 5:8, wide and tall in turn, and letterbox them again: what is left stands where it
+            stood, with padding beside it. Cards that are cut away are no objects any more.
 
     Raises:
         ValueError: when count is not positive.
@@ -146,8 +161,14 @@ def bundled_images(
         asked = place % len(scene.questions)
         own = scene.questions[asked]
         sample = Sample(id=scene.id, images=(scene.image,), question=own.text, answers=(own.answer,), kind=own.kind)
-        samples.append(sample)
         objects[scene.id] = [card.patches for card in scene.cards]
+        if letterbox:
+            cut = scene.image.crop((0, 24, 128, 104) if place % 2 == 0 else (24, 0, 104, 128))
+            sample = replace(sample, images=(cut,))
+            gone = set(padding_tokens(cut.size, (16, 16)))
+            left = [tuple(row for row in rows if row not in gone) for rows in objects[scene.id]]
+            objects[scene.id] = [rows for rows in left if rows]
+        samples.append(sample)
         if swap:
             questions[scene.id] = [q.text for i, q in enumerate(scene.questions) if i != asked and q.text != own.text]
-    return stream_images(loaded, samples, other_questions=questions, objects=objects, want=want)
+    return stream_images(loaded, samples, other_questions=questions, objects=objects, want=want, letterbox=letterbox)

@@ -34,6 +34,8 @@ class SpatialMeasures:
         object_tokens: share of the tokens on annotated objects that are kept.
         object_lift: `object_tokens` over `kept_share`: 1 by chance.
         objects_hit: share of the objects of which at least one token is kept.
+        padding_kept: share of the kept tokens that see nothing but padding (letterboxed pictures).
+        padding_share: share of all tokens that do: what that would be by chance.
     """
 
     kept_share: float
@@ -43,6 +45,8 @@ class SpatialMeasures:
     object_tokens: float
     object_lift: float
     objects_hit: float
+    padding_kept: float
+    padding_share: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,6 +126,8 @@ def measure_spatial(image: AnalysedImage, selection: Selection) -> SpatialMeasur
     kept[selection.indices.cpu().numpy()] = True
     share, on = float(kept.mean()), image.on_object.cpu().numpy()
     recall = float(kept[on].mean()) if on.any() else _NAN
+    padded = np.zeros(tokens.n, dtype=bool)
+    padded[list(image.padding or ())] = True
     spread = float(radius.mean())
     return SpatialMeasures(
         kept_share=share,
@@ -131,6 +137,8 @@ def measure_spatial(image: AnalysedImage, selection: Selection) -> SpatialMeasur
         object_tokens=recall,
         object_lift=recall / share,
         objects_hit=float(np.mean([kept[list(one)].any() for one in image.objects])) if image.objects else _NAN,
+        padding_kept=float(padded[kept].mean()) if image.padding is not None else _NAN,
+        padding_share=float(padded.mean()) if image.padding is not None else _NAN,
     )
 
 

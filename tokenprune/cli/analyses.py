@@ -190,6 +190,8 @@ def spatial(images: Images, strategies: Strategies, tau: float) -> Outcome:
         "object_lift": ("over chance", False),
         "objects_hit": ("objects with\na token kept", True),
     }
+    if reports[0].means["padding_share"].units:
+        columns |= {"padding_kept": ("of the kept:\nin padding", True), "padding_share": ("of all:\nin padding", True)}
     across = min(3, len(reports))
     down = -(-len(reports) // across)
     figure = new_figure(4.4 * across, 3.7 * down)

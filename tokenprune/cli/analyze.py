@@ -65,6 +65,12 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
         "--tau", type=float, default=0.9, metavar="X", help="redundancy: cosine of near-duplicates (default 0.9)"
     )
     parser.add_argument(
+        "--letterbox",
+        action="store_true",
+        help="spatial: pad pictures to squares as LLaVA-1.5 does (bundled scenes: cut to 5:8 first) and count tokens "
+        "kept in the padding",
+    )
+    parser.add_argument(
         "--layers", action="store_true", help="redundancy: in front of every layer of the language model"
     )
     parser.add_argument(
@@ -120,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--tau must lie between -1 and 1, got {args.tau}")
     if args.layers and args.what != "redundancy":
         raise ValueError(f"--layers belongs to redundancy, not to {args.what}; leave it out")
+    if args.letterbox and args.what != "spatial":
+        raise ValueError(f"--letterbox belongs to spatial, not to {args.what}; leave it out")
     if args.strategy and args.what == "redundancy":
         raise ValueError("--strategy: redundancy looks at tokens before any strategy; leave it out")
     for package in ("matplotlib", "statsmodels", "jinja2"):  # before any work
@@ -129,7 +137,8 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_model(args)
     with need("matplotlib").rc_context(STYLE):
         outcome = _outcome(args, loaded, strategies)
-    name = f"analyze-{args.what}-layers" if args.layers else f"analyze-{args.what}"
+    option = "-layers" if args.layers else "-letterbox" if args.letterbox else ""
+    name = f"analyze-{args.what}{option}"
     folder = outcome.folder or args.out.expanduser() / name
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, args, loaded, outcome)
@@ -182,7 +191,7 @@ def _images(
     swap = args.what in ("alignment", "information")
     fallback = 30 if args.what == "information" else DEFAULT_COUNT  # its estimates take a second per image
     if args.data is None:
-        return bundled_images(loaded, args.count or fallback, swap=swap, want=want)
+        return bundled_images(loaded, args.count or fallback, swap=swap, want=want, letterbox=args.letterbox)
     from tokenprune.evaluate.folder import read_folder
 
     samples = read_folder(Path(args.data).expanduser(), count=args.count)
@@ -191,7 +200,7 @@ def _images(
     if swap and len(questions) > 1:  # the next different question of the data set takes the place of the own one
         following = dict(zip(questions, [*questions[1:], questions[0]], strict=True))
         others = {sample.id: [following[sample.question]] for sample in samples}
-    return stream_images(loaded, samples, other_questions=others, want=want)
+    return stream_images(loaded, samples, other_questions=others, want=want, letterbox=args.letterbox)
 
 
 def _watched(images: "Iterator[AnalysedImage]") -> "Iterator[AnalysedImage]":
@@ -216,6 +225,7 @@ def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcom
         "data": args.data or "bundled scenes",
         "images": outcome.images,
         "strategies": list(outcome.strategies),
+        "letterbox": args.letterbox if args.what == "spatial" else None,
         "tau": args.tau if args.what == "redundancy" else None,
         **outcome.facts,
         "versions": package_versions(),

@@ -55,9 +55,10 @@ def gap(request: Request) -> Outcome:
             (budget, sample, name, f"{value:.9g}", f"{bound:.9g}", f"{gap:.6g}", int(right), f"{apart:.6g}")
             for sample, name, value, bound, gap, right, apart in report.rows
         )
-    figure = new_figure(6.6 * len(reports), 5.6)
-    for ax, report in zip(figure.subplots(1, len(reports), squeeze=False)[0], reports, strict=True):
-        report.plot(ax)
+    figure = new_figure(13.5, 3.4 * len(reports))
+    for line, report in zip(figure.subplots(len(reports), 2, squeeze=False), reports, strict=True):
+        report.plot(line[0])
+        report.plot(line[1], measure="divergence")
     return Outcome(
         title="Does a better value of the RepMax objective buy accuracy?",
         tables=tables,
@@ -65,7 +66,7 @@ def gap(request: Request) -> Outcome:
         figures={"gap_accuracy.png": figure},
         notes={
             "gap_accuracy.png": "Sets of equal size: grey, greedy with a part of its picks replaced by random tokens; "
-            "blue, optimisers of the same objective. The axis is logarithmic.",
+            "blue, optimisers of the same objective. Gap: 0 at the proved bound, 100% at a random set's expectation.",
             "gap_samples.csv": "Every set of every sample.",
         },
         images=reports[0].accuracy["greedy"].units,

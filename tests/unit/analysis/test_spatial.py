@@ -1,14 +1,16 @@
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.unit.analysis.clouds import random_image, scenes
 from tokenprune import GreedyRepMax, Selection, Tokens
-from tokenprune.analysis import AnalysedImage, analyse_spatial, measure_spatial
+from tokenprune.analysis import AnalysedImage, analyse_spatial, letterboxed, measure_spatial, padding_tokens
 from tokenprune.baselines import FastV, Random, UniformGrid
 
 matplotlib.use("agg")
@@ -104,3 +106,35 @@ def test_bad_input_says_what_to_do() -> None:
         analyse_spatial([], [GreedyRepMax(2)])
     with pytest.raises(ValueError, match="acts inside the language model"):
         analyse_spatial([image], [FastV(4)])
+
+
+def test_padding_is_what_no_pixel_of_the_picture_touches() -> None:
+    for width, height, rows, columns in [
+        (8, 4, 4, 2),
+        (5, 13, 16, 16),
+        (336, 120, 24, 24),
+        (7, 7, 3, 5),
+        (100, 99, 4, 4),
+    ]:
+        square = np.asarray(letterboxed(Image.new("RGB", (width, height), (255, 0, 0))))[..., 0] == 255
+        side = max(width, height)
+        untouched = []
+        for token in range(rows * columns):
+            i, j = divmod(token, columns)
+            # every pixel that the token's part of the square overlaps, in exact fractions
+            ys = [y for y in range(side) if Fraction(i * side, rows) < y + 1 and y < Fraction((i + 1) * side, rows)]
+            xs = [
+                x for x in range(side) if Fraction(j * side, columns) < x + 1 and x < Fraction((j + 1) * side, columns)
+            ]
+            if not square[np.ix_(ys, xs)].any():
+                untouched.append(token)
+        assert list(padding_tokens((width, height), (rows, columns))) == untouched
+    with pytest.raises(ValueError, match="must be positive"):
+        padding_tokens((0, 4), (2, 2))
+
+
+def test_kept_tokens_in_the_padding_are_counted() -> None:
+    image = replace(random_image(n=24), padding=(0, 1, 2, 3, 4, 5))
+    found = measure_spatial(image, Selection(indices=torch.tensor([0, 5, 7, 20]), total=24))
+    assert (found.padding_kept, found.padding_share) == (0.5, 0.25)
+    assert np.isnan(measure_spatial(random_image(n=24), Selection(indices=torch.tensor([0]), total=24)).padding_kept)

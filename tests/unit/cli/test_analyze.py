@@ -187,3 +187,12 @@ def test_information_on_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     found = {row["measure"]: row for row in rows(tmp_path / "runs" / "analyze-information" / "information.csv")}
     assert found["question_bits"]["images"] == "3"
     assert found["by_alignment"]["value"] == ""  # no boxes, nothing claimed about objects
+
+
+def test_tokens_kept_in_the_padding_of_letterboxed_pictures(tmp_path: Path) -> None:
+    argv = ["analyze", "spatial", "--letterbox", "--count", "2", "--device", "cpu", "--out", str(tmp_path)]
+    assert main([*argv, "--strategy", "uniform_grid(keep=64)"]) == 0
+    found = {row["measure"]: row for row in rows(tmp_path / "analyze-spatial-letterbox" / "spatial.csv")}
+    assert float(found["padding_share"]["value"]) == 6 / 16  # 3 of 16 rows above and 3 below, or columns
+    assert float(found["padding_kept"]["value"]) == pytest.approx(6 / 16, abs=0.13)
+    assert main(["analyze", "redundancy", "--letterbox", "--out", str(tmp_path)]) == 2
