@@ -15,6 +15,8 @@ _BANDS = 4
 # rows have equal entries.
 _COLUMNS = 512
 _BLOCK_ROWS = 128
+# Norms between which no square over- or underflows; outside, zero rows included, rows are scaled in two steps.
+_SAFE = (1e-15, 1e15)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -44,7 +46,8 @@ def affinity(
     For cosine it is minus the cosine, which keeps one more bit than 1 - cosine. The diagonal is that of an
     identical pair and never matters, because a kept token is masked.
 
-    Beside the result it holds one image in working precision (on a GPU, the batch).
+    Beside the result it holds one image in working precision (on a GPU, the batch); for the cosine of many long rows
+    on a CPU only `_COLUMNS` columns of one.
 
     Args:
         x: (b, n, d) features of any real dtype, or (b, n, n) distances for "precomputed".
@@ -57,17 +60,21 @@ def affinity(
     batch, n, _ = x.shape
     result = torch.empty((batch, n, n), dtype=dtype, device=x.device) if out is None else out
     if x.device.type != "cpu":
-        _fill(x.to(dtype), distance, result)
+        _fill(x, distance, result)
         return result
     for image, matrix in zip(x, result, strict=True):
         # One product per image: a batched product may round differently, and a batch must equal its loop.
-        _fill(image.to(dtype), distance, matrix)
+        _fill(image, distance, matrix)
     return result
 
 
 def _fill(x: Float[Tensor, "*b n d"], distance: DistanceName, out: Float[Tensor, "*b n n"]) -> None:
-    points, norms = prepare(x, distance)
-    gram(points, out=out, scale=FACTOR[distance])
+    norms = None
+    if x.ndim == 2 and distance in ("cosine", "angular") and _in_bands(x):
+        _unit_gram(x, out, FACTOR[distance])
+    else:
+        points, norms = prepare(x.to(out.dtype), distance)
+        gram(points, out=out, scale=FACTOR[distance])
     diagonal = out.diagonal(dim1=-2, dim2=-1)
     if norms is None:
         diagonal.fill_(FACTOR[distance])
@@ -136,14 +143,56 @@ def gram(
     result = x.new_empty((*x.shape[:-1], n)) if out is None else out
     if x.ndim == 3:
         return torch.baddbmm(result, x, x.mT, beta=0, alpha=scale, out=result)
-    if x.device.type != "cpu" or min(n, d) < _HALF_FROM:
+    if not _in_bands(x):
         return torch.addmm(result, x, x.mT, beta=0, alpha=scale, out=result)
-    band = -(-n // (16 * _BANDS)) * 16
     for left in range(0, d, _COLUMNS):
-        part = x[:, left : left + _COLUMNS]
-        for top in range(0, n, band):
-            block = result[top : top + band, : top + band]
-            block.addmm_(part[top : top + band], part[: top + band].mT, beta=float(left > 0), alpha=scale)
-    for top in range(band, n, band):
-        result[:top, top : top + band] = result[top : top + band, :top].mT
+        _add_lower(result, x[:, left : left + _COLUMNS], scale, first=left == 0)
+    _mirror(result)
     return result
+
+
+def _in_bands(x: Float[Tensor, "n d"]) -> bool:
+    return x.device.type == "cpu" and min(x.shape) >= _HALF_FROM
+
+
+def _band(n: int) -> int:
+    return -(-n // (16 * _BANDS)) * 16
+
+
+def _add_lower(out: Float[Tensor, "n n"], part: Float[Tensor, "n c"], scale: float, *, first: bool) -> None:
+    """The lower half, and a little of the upper one, of the product of some columns; added unless it is the first."""
+    n, band = len(out), _band(len(out))
+    for top in range(0, n, band):
+        block = out[top : top + band, : top + band]
+        block.addmm_(part[top : top + band], part[: top + band].mT, beta=0.0 if first else 1.0, alpha=scale)
+
+
+def _mirror(out: Float[Tensor, "n n"]) -> None:
+    n, band = len(out), _band(len(out))
+    for top in range(band, n, band):
+        out[:top, top : top + band] = out[top : top + band, :top].mT
+
+
+def _unit_gram(x: Float[Tensor, "n d"], out: Float[Tensor, "n n"], scale: float) -> None:
+    """`gram` of rows of length 1, some columns at a time, so that no second image is written."""
+    buffer = torch.empty((len(x), min(x.shape[1], _COLUMNS)), dtype=out.dtype)
+    norms = _norms(x, buffer)
+    if not norms.min() > _SAFE[0] or not norms.max() < _SAFE[1]:
+        gram(unit_rows(x.to(out.dtype)), out=out, scale=scale)
+        return
+    for left in range(0, x.shape[1], _COLUMNS):
+        given = x[:, left : left + _COLUMNS]
+        unit = torch.div(given, norms, out=buffer[:, : given.shape[1]])
+        _add_lower(out, unit, scale, first=left == 0)
+    _mirror(out)
+
+
+def _norms(x: Float[Tensor, "n d"], buffer: Float[Tensor, "n c"]) -> Float[Tensor, "n 1"]:
+    if x.dtype == buffer.dtype:
+        return torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    # Converting part by part and then taking norms is three times as fast as norms of half precision tensors.
+    squares = buffer.new_zeros((len(x), 1))
+    for part in x.split(buffer.shape[1], dim=1):
+        given = buffer[:, : part.shape[1]].copy_(part)
+        squares += torch.linalg.vector_norm(given, dim=1, keepdim=True).square_()
+    return squares.sqrt_()
