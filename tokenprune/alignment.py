@@ -74,47 +74,59 @@ def _scaled_scores(
     Every image has its own text and its own power. What an image gets does not depend on the others.
     """
     dtype = torch.float64 if visuals[0].dtype == torch.float64 else torch.float32
-    known: dict[int, _Text] = {}  # by identity: the images of a prompt share its text
-    for text in texts:
-        if id(text) not in known:
-            known[id(text)] = _Text.of(text.to(dtype))
-    parts = [known[id(text)] for text in texts]
+    text = _Text.of([text.to(dtype) for text in texts])
     # Multiplying by a power of two is exact, so ordinary inputs give the very bits of the plain formula. The limits
     # keep that power itself a normal float32 number.
     largest = torch.stack([_largest(visual) for visual in visuals]).to(dtype)
-    largest = torch.maximum(largest, torch.stack([part.largest for part in parts]))
+    largest = torch.maximum(largest, text.largest)
     exponent = torch.frexp(largest).exponent.clamp(-100, 126)
     scale = torch.ldexp(torch.ones_like(largest), -exponent)
     if metric == "sqeuclidean" and reduce == "mean":
         # From the text's own power to that of the image.
-        shift = torch.stack([part.exponent for part in parts]) - exponent
-        centre = torch.ldexp(torch.stack([part.centre for part in parts]), shift[:, None])
-        spread = torch.ldexp(torch.stack([part.spread for part in parts]), 2 * shift)
+        shift = text.exponent - exponent
+        centre = torch.ldexp(text.centre, shift[:, None])
+        spread = torch.ldexp(text.spread, 2 * shift)
         return squared_distances(visuals, centre, scale).add_(spread[:, None]).neg_(), 2 * exponent
     scores = []
-    for visual, part, factor in zip(visuals, parts, scale, strict=True):
-        v, t = visual.to(dtype) * factor, part.text * factor
+    for visual, words, factor in zip(visuals, texts, scale, strict=True):
+        v, t = visual.to(dtype) * factor, words.to(dtype) * factor
         scores.append(_cosine(v, t, reduce) if metric == "cosine" else _over_text(v, t, metric, reduce))
     return torch.stack(scores), exponent * {"cosine": 0, "euclidean": 1}.get(metric, 2)
 
 
 class _Text(NamedTuple):
-    """A text with the mean of its rows and their mean squared distance from it, both of the text over 2^exponent."""
+    """Of each text the mean of its rows and their mean squared distance from it, both of the text over 2^exponent."""
 
-    text: Float[Tensor, "m d"]
-    largest: Float[Tensor, ""]
-    exponent: Int[Tensor, ""]
-    centre: Float[Tensor, " d"]
-    spread: Float[Tensor, ""]
+    largest: Float[Tensor, " b"]
+    exponent: Int[Tensor, " b"]
+    centre: Float[Tensor, "b d"]
+    spread: Float[Tensor, " b"]
 
     @classmethod
-    def of(cls, text: Float[Tensor, "m d"]) -> "_Text":
-        largest = _largest(text)
+    def of(cls, texts: Sequence[Float[Tensor, "_ d"]]) -> "_Text":
+        """Texts of one length side by side, and one that several images share only once."""
+        distinct = {id(text): text for text in texts}
+        groups: dict[int, list[Tensor]] = {}
+        for text in distinct.values():
+            groups.setdefault(text.shape[0], []).append(text)
+        parts = [cls._of(torch.stack(group)) for group in groups.values()]
+        place = {id(text): i for i, text in enumerate(text for group in groups.values() for text in group)}
+        joined = cls(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        rows = [place[id(text)] for text in texts]
+        if rows == list(range(len(place))):
+            return joined
+        chosen = torch.tensor(rows, device=texts[0].device)
+        return cls(*(each[chosen] for each in joined))
+
+    @classmethod
+    def _of(cls, text: Float[Tensor, "b m d"]) -> "_Text":
+        low, high = text.flatten(1).amin(1), text.flatten(1).amax(1)
+        largest = torch.maximum(high, low.neg_())
         exponent = torch.frexp(largest).exponent.clamp(-100, 126)
-        scaled = torch.ldexp(text, -exponent)
-        centre = scaled.mean(0)
-        spread = (scaled - centre).square_().sum(-1).mean()
-        return cls(text, largest, exponent, centre, spread)
+        scaled = torch.ldexp(text, -exponent[:, None, None])
+        centre = scaled.mean(1)
+        spread = (scaled - centre[:, None]).square_().sum(-1).mean(1)
+        return cls(largest, exponent, centre, spread)
 
 
 def _largest(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -151,6 +151,7 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
     """
     current = list(batch)
     rows: list[torch.Tensor] = []
+    before: list[torch.Tensor] = []
     traces: list[list[StageCount]] = [[] for _ in batch]
     merged = makes = False
     selections: list[Selection] = []
@@ -167,7 +168,8 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
                 features = None if stage.site == "tower" else selection.features
                 current[i] = current[i].take(selection.indices, features=features)
         kept = [selection.indices for selection in selections]
-        rows = [row.index_select(0, taken) for row, taken in zip(rows, kept, strict=True)] if rows else kept
+        before = rows
+        rows = [row.index_select(0, taken) for row, taken in zip(before, kept, strict=True)] if before else kept
         merged = merged or stage.merges
         makes = makes or stage.extends
     return [
@@ -176,7 +178,7 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
             total=batch[i].n,
             features=current[i].visual[: rows[i].shape[0]] if merged else None,
             extra=_extra(selections[i], current[i]) if makes else None,
-            order=_pick_order(selections[i], rows[i]),
+            order=_pick_order(selections[i], before[i] if before else None),
             gains=selections[i].gains,
             scores=selections[i].scores if len(stages) == 1 else None,
             sizes=_sizes(current[i]),
@@ -194,13 +196,9 @@ def _sizes(tokens: Tokens) -> torch.Tensor | None:
     return None if tokens.tower_size is None else tokens.tower_size[0]
 
 
-def _pick_order(last: Selection, rows: torch.Tensor) -> torch.Tensor | None:
-    """The last stage's pick order, told in rows of the image that came in."""
-    if last.order is None:
-        return None
-    place = torch.empty(last.total, dtype=torch.int64, device=rows.device)
-    place[last.indices] = torch.arange(last.kept, device=rows.device)
-    return rows[place[last.order]]
+def _pick_order(last: Selection, rows: torch.Tensor | None) -> torch.Tensor | None:
+    """The last stage's pick order, told in rows of the image that came in; `rows` are those that the stage got."""
+    return last.order if last.order is None or rows is None else rows.index_select(0, last.order)
 
 
 def _check_stages(stages: Sequence[PruningStrategy]) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 import torch
@@ -153,7 +153,7 @@ class PruningStrategy(ABC):
             self._check_form(tokens, selection, wanted)
         self._check_rows(batch, selections)
         return [
-            replace(selection, requested=wanted, total=tokens.n)
+            selection.stamped(wanted, tokens.n)
             for tokens, selection, wanted in zip(batch, selections, requested, strict=True)
         ]
 

@@ -156,7 +156,8 @@ class Tokens:
             extra: float (c, d), further token vectors that stand behind. No signal tells of them, so the other
                 per-token signals are dropped.
         """
-        index = self.positions[rows]
+        # A row number that is no row does not pass `index_select` below.
+        index = rows if self.index is None and rows.dtype == torch.int64 else self.positions[rows]
         visual = self.visual.index_select(0, rows) if features is None else features
         if extra is not None and extra.shape[0]:
             first = (index[-1:] + 1).clamp_min(self.original)
@@ -272,6 +273,12 @@ class Selection:
     scores: Float[Tensor, " n"] | None = None
     sizes: Float[Tensor, " k"] | None = None
     stages: tuple[StageCount, ...] = ()
+
+    def stamped(self, requested: int | None, total: int) -> "Selection":
+        """The same selection with these two numbers. Much is stamped, so this is faster than `dataclasses.replace`."""
+        done = object.__new__(Selection)
+        done.__dict__.update(self.__dict__, requested=requested, total=total)
+        return done
 
     @property
     def kept(self) -> int:

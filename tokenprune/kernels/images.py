@@ -11,12 +11,14 @@ from torch import Tensor
 from tokenprune.kernels import host, loops
 from tokenprune.kernels.choose import MATRIX_BYTES, TOGETHER_BYTES, Route, choose
 from tokenprune.kernels.lazy import LazyRows
-from tokenprune.kernels.similarity import DistanceName, affinity, working_dtype
+from tokenprune.kernels.similarity import DistanceName, affinity, gram, unit_rows, working_dtype
 
 Start: TypeAlias = Literal["sum", "max", "min"] | int
 """The first pick: the row whose sum, largest entry or smallest entry off the diagonal is largest, or a row number."""
 
 Objective: TypeAlias = Literal["sum", "min"]
+
+_SMALL = 1 << 17  # entries of an image whose operations cost less than calling them: such images are scaled together
 
 
 def pick_each(
@@ -96,10 +98,14 @@ def _on_host(
         return [_alone_on_host(*each, objective, distance, start) for each in zip(images, keeps, strict=True)]
     n, most = images[0].shape[0], max(keeps)
     matrix = torch.empty((len(images), n, n), dtype=working_dtype(images[0]))
-    first = np.empty(len(images), dtype=np.int64)
-    for i, image in enumerate(images):
-        affinity(image[None], distance, out=matrix[i : i + 1])
-        first[i] = first_picks(matrix[i : i + 1], start)[0]
+    if distance == "cosine" and images[0].numel() <= _SMALL:
+        for points, out in zip(unit_rows(torch.stack(list(images)).to(matrix.dtype)), matrix, strict=True):
+            gram(points, out=out, scale=-1.0)
+        matrix.diagonal(dim1=1, dim2=2).fill_(-1.0)
+    else:
+        for i, image in enumerate(images):
+            affinity(image[None], distance, out=matrix[i : i + 1])
+    first = first_picks(matrix, start).numpy()
     together = host.max_sum_together if objective == "sum" else host.max_min_together
     orders = torch.from_numpy(together(matrix.numpy(), most, first))
     return [order[:keep] for order, keep in zip(orders, keeps, strict=True)]

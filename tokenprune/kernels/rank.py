@@ -38,7 +38,9 @@ def top_each(
         groups.setdefault((keep, score.dtype, score.device), []).append(i)
     for (keep, *_), members in groups.items():
         # Minus infinity behind the scores: a stable sort leaves it behind every score of the image.
-        together = torch.nn.utils.rnn.pad_sequence([scores[i] for i in members], True, -torch.inf)
+        alike = len({scores[i].shape for i in members}) == 1
+        parts = [scores[i] for i in members]
+        together = torch.stack(parts) if alike else torch.nn.utils.rnn.pad_sequence(parts, True, -torch.inf)
         for i, indices, order in zip(members, *top_k(together, keep), strict=True):
             found[i] = (indices, order)
     return [pair for pair in found if pair is not None]

@@ -78,6 +78,8 @@ def _fill(x: Float[Tensor, "*b n d"], distance: DistanceName, out: Float[Tensor,
     diagonal = out.diagonal(dim1=-2, dim2=-1)
     if norms is None:
         diagonal.fill_(FACTOR[distance])
+    if distance == "cosine":
+        return
     for rows, own in zip(_row_blocks(out), _row_blocks(out[..., :1] if norms is None else norms.mT), strict=True):
         finish(rows, own, norms, distance)
     if norms is not None:
