@@ -9,7 +9,7 @@ import time
 BENCHMARKS = {
     "compare": "benchmarks.compare_bundled",
     "methods": "benchmarks.compare_methods",
-    "alignment": "benchmarks.analyze_bundled",
+    "analyses": "benchmarks.analyze_bundled",
     "parity": "benchmarks.parity_table",
     "repmax": "benchmarks.repmax",
 }

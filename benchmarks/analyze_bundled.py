@@ -1,29 +1,53 @@
-"""The alignment analysis on the bundled model: does stage 1 read the question, and what does it drop?
+"""Every analysis on the bundled model: what docs/results.md and docs/findings.md read.
 
-Writes analyze_alignment.csv and alignment.png into benchmarks/results/.
+Writes the tables of each analysis as analyze_<name>.csv (alignment also as alignment.png) into benchmarks/results/, and
+analyze.json with versions and commit.
 """
 
+import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from tokenprune.cli.main import main as tokenprune
+from tokenprune.evaluate.environment import git_state, package_versions
 
 RESULTS = Path(__file__).parent / "results"
+# Per analysis: options, and files of its folder with their names under results.
+ANALYSES: dict[str, tuple[list[str], dict[str, str]]] = {
+    "alignment": (["--count", "200"], {"alignment.csv": "analyze_alignment.csv", "alignment.png": "alignment.png"}),
+    "redundancy": (["--count", "100"], {"redundancy.csv": "analyze_redundancy.csv"}),
+    "diagnostics": (
+        ["--count", "100"],
+        {"diagnostics.csv": "analyze_diagnostics.csv", "overlap.csv": "analyze_overlap.csv"},
+    ),
+    "spatial": (["--count", "200"], {"spatial.csv": "analyze_spatial.csv"}),
+    "damage": (
+        ["--count", "400"],
+        {"damage.csv": "analyze_damage.csv", "turns.csv": "analyze_turns.csv", "tests.csv": "analyze_tests.csv"},
+    ),
+}
 
 
-def main() -> int:
-    """Run the analysis on 200 scenes and copy table and figure."""
+def main(names: tuple[str, ...] = tuple(ANALYSES)) -> int:
+    """Run the analyses and copy their tables."""
     RESULTS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        if tokenprune(["analyze", "alignment", "--count", "200", "--out", name]) != 0:
-            raise RuntimeError("the analysis did not finish")
-        folder = next(Path(name).iterdir())
-        shutil.copy(folder / "alignment.csv", RESULTS / "analyze_alignment.csv")
-        shutil.copy(folder / "alignment.png", RESULTS / "alignment.png")
+    for name in names:
+        options, files = ANALYSES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            if tokenprune(["analyze", name, *options, "--out", folder]) != 0:
+                raise RuntimeError(f"analyze {name} did not finish")
+            for source, target in files.items():
+                shutil.copy(Path(folder) / f"analyze-{name}" / source, RESULTS / target)
+    facts = {
+        "options": {name: options for name, (options, _) in ANALYSES.items()},
+        "versions": package_versions(),
+        "git": git_state(),
+    }
+    (RESULTS / "analyze.json").write_text(json.dumps(facts, indent=2) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(tuple(sys.argv[1:]) or tuple(ANALYSES)))
