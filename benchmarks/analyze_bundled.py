@@ -22,6 +22,7 @@ ANALYSES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["--count", "100"],
         {"diagnostics.csv": "analyze_diagnostics.csv", "overlap.csv": "analyze_overlap.csv"},
     ),
+    "ablation": (["--count", "200"], {"ablation.csv": "analyze_ablation.csv"}),
     "spatial": (["--count", "200"], {"spatial.csv": "analyze_spatial.csv"}),
     "damage": (
         ["--count", "400"],
@@ -39,7 +40,9 @@ def main(names: tuple[str, ...] = tuple(ANALYSES)) -> int:
             if tokenprune(["analyze", name, *options, "--out", folder]) != 0:
                 raise RuntimeError(f"analyze {name} did not finish")
             for source, target in files.items():
-                shutil.copy(Path(folder) / f"analyze-{name}" / source, RESULTS / target)
+                # The folder of a run that can be resumed ends with the hash of its configuration.
+                (run,) = Path(folder).glob(f"analyze-{name}*")
+                shutil.copy(run / source, RESULTS / target)
     facts = {
         "options": {name: options for name, (options, _) in ANALYSES.items()},
         "versions": package_versions(),

@@ -83,6 +83,10 @@ ELSEWHERE = {
     "make bench": "each benchmark has its own test or is run by hand; the results name their commit",
     "make gpu": "needs a GPU",
     "tokenprune compare": "tests/unit/cli runs it on fewer questions",
+    "tokenprune analyze alignment": "tests/unit/cli runs it, and those below, on fewer images",
+    "tokenprune analyze cases": "as above",
+    "tokenprune analyze damage": "as above",
+    "tokenprune analyze redundancy": "as above",
 }
 
 

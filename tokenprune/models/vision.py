@@ -39,8 +39,9 @@ class Vision:
         tiles: `Tokens.tiles` of each image that has several tiles or newline tokens, None for the others.
         tile_grids: `Tokens.tile_grid` of each image, or None.
         deepstack: float (layers, n, d), what the first decoder layers add to the visual tokens, where they do.
-        cls_attention, cls_attention_first, cls_attention_last, vision_states, vision_cls, vision_keys,
-            vision_last_keys, vision_last_cls: the field of `Tokens` of that name for each image, when asked for.
+        cls_attention, cls_attention_first, cls_attention_last: the field of `Tokens` of that name for each image, when
+            asked for.
+        vision_states, vision_cls, vision_keys, vision_last_keys, vision_last_cls: likewise.
         clip_visual, tower_size: the same; filled by `see`, not by adapters.
         project: the projector, when asked for.
     """
