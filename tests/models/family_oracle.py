@@ -17,7 +17,7 @@ from tokenprune.testing.tiny_families import tiny_families, tiny_model
 from tokenprune.testing.tiny_models import MakeInputs
 
 FAMILIES = [family for family in tiny_families() if family != "llava"]  # LLaVA-1.5 has tests of its own
-IN_DECODER = list(FAMILIES)
+IN_DECODER = [family for family in FAMILIES if family != "gemma3"]
 STEPS = 4
 LAYERS = 4
 
@@ -88,7 +88,20 @@ class Dense:
 
     def seen(self, seen: Tensor, columns: Sequence[int]) -> Tensor:
         """What each column sees, from what a causal mask lets it see."""
+        places = torch.tensor(columns)
+        if self.family == "paligemma":  # the prompt is a prefix
+            prompt = places < len(self.ids)
+            return seen | (prompt[:, None] & prompt)
+        if self.family == "gemma3":  # images see themselves; they lie apart
+            block = torch.full((len(columns),), -1)
+            for number, image in enumerate(self.images()):
+                block[torch.isin(places, image)] = number
+            return seen | ((block[:, None] == block) & (block >= 0))
         return seen
+
+    def images(self) -> list[Tensor]:
+        """Columns of each image."""
+        return list(torch.tensor(self.visual()).split([len(f) for f in self.features])) if self.features else []
 
     def layer(self, number: int, x: Tensor, places: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Output of a decoder layer, and its attention (heads, n, n)."""
@@ -112,6 +125,20 @@ class Dense:
         added = dict(zip(self.visual(), self.deepstack[number], strict=True))
         return torch.stack([row + added[c] if c in added else row for row, c in zip(x, columns, strict=True)])
 
+    def two_masks(self, embeds: Tensor, seen: Tensor, places: Tensor) -> Tensor:
+        """Logits of a language model some of whose layers see a window."""
+        at = torch.arange(len(seen))
+        near = at[:, None] - at < self.text.config.sliding_window
+        masks = {"full_attention": seen, "sliding_attention": seen & near}
+        out = self.text(
+            inputs_embeds=embeds[None],
+            attention_mask={name: additive(mask, embeds.dtype) for name, mask in masks.items()},
+            position_ids=places[None],
+            use_cache=False,
+        )
+        logits: Tensor = self.model.lm_head(out.last_hidden_state[0, -1])
+        return logits
+
     def visual(self) -> list[int]:
         """Columns of the placeholders."""
         return [column for column, token in enumerate(self.ids.tolist()) if token in self.placeholders]
@@ -120,6 +147,8 @@ class Dense:
         """The language model, layer by layer."""
 
         def run(embeds: Tensor, seen: Tensor, places: Tensor, columns: Sequence[int]) -> Tensor:
+            if self.family == "gemma3":
+                return self.two_masks(embeds, self.seen(seen, columns), places)
             x = embeds
             for number in range(len(self.text.layers)):
                 x, _ = self.layer(number, x, places, self.seen(seen, columns))
@@ -174,8 +203,15 @@ def all_features(family: str, inputs: dict[str, Tensor]) -> dict[int, list[Tenso
         options = {name: inputs[name] for name in names if name in inputs}
         with torch.no_grad():
             found = getattr(model.model, method)(inputs[key], **options, return_dict=True)
-        every = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
-        streams[int(getattr(model.config, token))] = [torch.cat([i.flatten(0, -2) for i in part]) for part in every]
+        pooled = found.pooler_output
+        if family == "llava_onevision" and token == "video_token_id" and pooled.shape[1] % 4 == 0:
+            newline = model.model.image_newline.detach().expand(len(pooled), 1, -1)
+            pooled = torch.cat([pooled, newline], dim=1)  # early releases add it later
+        every = [pooled, *(getattr(found, "deepstack_features", None) or ())]
+        streams[int(getattr(model.config, token))] = [
+            part.flatten(0, -2) if isinstance(part, Tensor) else torch.cat([image.flatten(0, -2) for image in part])
+            for part in every
+        ]
     return streams
 
 

@@ -17,7 +17,7 @@ from tokenprune.evaluate.metrics import exact_match
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import Prompt, Vision, adapter_for, build_prompt, compact, select_tokens
 from tokenprune.models.clip import see
-from tokenprune.models.inject import injected
+from tokenprune.models.inject import ready
 from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import make_plan
 from tokenprune.models.pruning import Pruned
@@ -147,7 +147,7 @@ def answer(
     pruned = compact(prompt, selections, positions=policy)
     arguments = {**pruned.generate_kwargs(), "max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     with ExitStack() as stack:
-        stack.enter_context(injected(adapter, pruned))
+        stack.enter_context(ready(adapter, pruned))
         if plan is not None and plan.cuts:
             stack.enter_context(cut_inside(adapter, plan, Pruned(prompt, pruned, list(selections), 0.0)))
             arguments["disable_compile"] = True

@@ -1,7 +1,7 @@
 """`Adapter`: what the generic code must know about a family of models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -50,6 +50,7 @@ class Adapter(ABC):
             `layers`; "tower" for towers of CLIP's or SigLIP's layers behind which every token goes its own way: a
             projector that works on the raster of patches cannot take merged ones.
         reasons: for sites, fields of `Tokens` and "video" that the family does not support, why.
+        first_position: position of the first column in a plain forward; in `generate` it is 0.
         counting_axes: for positions with several axes, how many of them in front only count columns and do not feed the
             rotary embedding.
         decoder_signals: fields of `Tokens` that stages inside the language model can get besides.
@@ -64,6 +65,7 @@ class Adapter(ABC):
     length_keys: ClassVar[tuple[str, ...]] = ()
     reasons: ClassVar[Mapping[str, str]] = {}
     sites: ClassVar[frozenset[str]] = frozenset({"projector"})
+    first_position: ClassVar[int] = 0
     counting_axes: ClassVar[int] = 0
     decoder_signals: ClassVar[frozenset[str]] = frozenset(DECODER_SIGNALS)
 
@@ -168,6 +170,23 @@ class Adapter(ABC):
     def first_layer(self) -> int:
         """The first decoder layer at which stages can act."""
         return 1
+
+    def mask_options(self, extras: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Arguments for transformers' `create_causal_mask` where columns see more than what stands before them.
+
+        Args:
+            extras: the arguments named by `length_keys`, for the columns that are there.
+        """
+        return {}
+
+    def rotary(self, hidden: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the decoder's rotary embedding for positions that count up."""
+        cos, sin = self.decoder.rotary_emb(hidden, position_ids=positions)
+        return cos, sin
+
+    def shadows(self) -> dict[str, Callable[..., Any]]:
+        """Methods that stand on the model's instance while it is pruned, in place of its own."""
+        return {}
 
     def positions(
         self, inputs: Mapping[str, Any], default: Int[Tensor, "b l"], vision: Vision | None = None

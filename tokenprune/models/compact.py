@@ -30,6 +30,7 @@ class PrunedPrompt:
         extras: further per-column arguments.
         policy: how positions were made.
         dense_ids: int64 (b, l), the prompt as the caller gave it.
+        first_position: what a plain forward adds to `positions`; `generate` does it itself.
         feature_rows: int64 (b, k), for models whose decoder adds features to the visual tokens: the row of `deepstack`
             for each slot, -1 on text and padding.
         deepstack: float (layers, n, d), these features, for all visual tokens of the dense prompt.
@@ -44,6 +45,7 @@ class PrunedPrompt:
     dense_ids: Int[Tensor, "b l"]
     labels: Int[Tensor, "b k"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    first_position: int = 0
     feature_rows: Int[Tensor, "b k"] | None = None
     deepstack: Float[Tensor, "layers n d"] | None = None
 
@@ -55,7 +57,7 @@ class PrunedPrompt:
         inputs = {
             "inputs_embeds": self.embeds,
             "attention_mask": self.mask,
-            "position_ids": self.positions,
+            "position_ids": self.positions + self.first_position,
             **self.extras,
         }
         return inputs if self.labels is None else {**inputs, "labels": self.labels}
@@ -136,6 +138,7 @@ def compact(
         },
         policy=positions,
         dense_ids=prompt.ids,
+        first_position=prompt.first_position,
         **_deepstack(prompt, source, mask),
     )
 
@@ -179,6 +182,7 @@ def _dense(prompt: Prompt, policy: PositionPolicy) -> PrunedPrompt:
         extras=prompt.extras,
         policy=policy,
         dense_ids=prompt.ids,
+        first_position=prompt.first_position,
         **_deepstack(prompt, everywhere, prompt.mask),
     )
 

@@ -217,7 +217,7 @@ class DecoderRun:
         if cut.policy == "original":
             rotary = _gathered(current, self._for_beams(change.shorter.anchor).to(hidden.device))
         else:
-            rotary = self.adapter.decoder.rotary_emb(hidden, position_ids=self._for_beams(self.layout.positions))
+            rotary = self.adapter.rotary(hidden, self._for_beams(self.layout.positions))
         self.made.append((cut.layer, self.layout))
         self.step[cut.layer] = Step(self._mask(cut.layer, self.layout, hidden), rotary)
         return hidden
@@ -287,7 +287,7 @@ class DecoderRun:
         rotary = kwargs["position_embeddings"]
         if layout.shift is not None:
             shift = self._for_beams(layout.shift)[:, None].to(hidden.device)
-            rotary = self.adapter.decoder.rotary_emb(hidden, position_ids=kwargs["position_ids"] - shift)
+            rotary = self.adapter.rotary(hidden, kwargs["position_ids"] - shift)
         return Step(self._mask(cut, layout, hidden), rotary)
 
     def _mask(self, cut: int, layout: Layout, hidden: Tensor) -> Any:  # noqa: ANN401
@@ -301,8 +301,20 @@ class DecoderRun:
             past_key_values=self.cache,
             position_ids=None,
             layer_idx=cut,
+            **self._mask_options(layout),
         )
         return mask
+
+    def _mask_options(self, layout: Layout) -> dict[str, Any]:
+        """What the family adds to the mask of a prompt; tokens that follow see what stands before them."""
+        if self.forwards > 1:
+            return {}
+        columns = layout.columns.clamp_min(0)  # padding is masked, and tokens made on the way count as the prompt
+        extras = {
+            name: value.to(columns.device).gather(1, columns).masked_fill(layout.columns < 0, 0)
+            for name, value in self.before.prompt.extras.items()
+        }
+        return {name: self._for_beams(value) for name, value in self.adapter.mask_options(extras).items()}
 
     def _for_beams(self, value: Tensor) -> Tensor:
         return value if self.copies == 1 else value.repeat_interleave(self.copies, dim=0)

@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 from torch import nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.gemma import Gemma3Adapter, PaliGemmaAdapter
 from tokenprune.models.llava import LlavaAdapter
 from tokenprune.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
 from tokenprune.models.qwen import Qwen3VLAdapter, QwenVLAdapter
@@ -20,6 +21,8 @@ _BUILTIN: tuple[type[Adapter], ...] = (
     IdeficsAdapter,
     QwenVLAdapter,
     Qwen3VLAdapter,
+    PaliGemmaAdapter,
+    Gemma3Adapter,
 )
 _registered: list[type[Adapter]] = []
 

@@ -9,6 +9,17 @@ from torch import nn
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.compact import PrunedPrompt
+from tokenprune.models.installed import Installed
+
+
+@contextmanager
+def ready(adapter: Adapter, pruned: PrunedPrompt) -> Iterator[None]:
+    """For calling `generate` with a pruned prompt outside of `prune`: all that the model needs beside arguments.
+
+    Not for two threads at once on one model.
+    """
+    with Installed(adapter.model).standing((), (), adapter.shadows()), injected(adapter, pruned):
+        yield
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def entering(prompt: Prompt, pruned: PrunedPrompt, selections: Sequence[Selectio
     return Layout(
         mask=pruned.mask.bool(),
         # With several axes the first one counts columns, as the positions behind a "compact" cut do.
-        positions=pruned.positions if pruned.positions.ndim == 2 else pruned.positions[0],
+        positions=(pruned.positions if pruned.positions.ndim == 2 else pruned.positions[0]) + pruned.first_position,
         columns=columns,
         lengths=tuple(lengths),
         rows=tuple(segment.row for segment in prompt.segments),

@@ -124,6 +124,13 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
             tile_grids=(None,) * videos,
         )
 
+    def completed(self, features: list[Tensor], counts: tuple[int, ...]) -> list[Tensor]:
+        """Early releases add the newline token of a video later."""
+        if len(features) != len(counts) or all(len(image) == n for image, n in zip(features, counts, strict=True)):
+            return features
+        newline = self.base.image_newline[None].to(features[0])
+        return [torch.cat([image, newline]) for image in features]
+
     def _cut(self, inputs: Mapping[str, Any], images: int) -> list[bool]:
         several = inputs.get("batch_num_images")
         if several is None:

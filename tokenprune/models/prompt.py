@@ -52,6 +52,7 @@ class Prompt:
         labels: int64 (b, l), when given.
         extras: further per-column arguments of the model, by name.
         counting_axes: leading axes of `positions` that only count columns.
+        first_position: what a plain forward adds to `positions`.
         clip: the adapter's, which reads the question.
     """
 
@@ -66,6 +67,7 @@ class Prompt:
     labels: Int[Tensor, "b l"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     counting_axes: int = 0
+    first_position: int = 0
     clip: "Clip | None" = None
 
     def tokens(self, want: Collection[str] = NO_SIGNALS) -> list[Tokens]:
@@ -144,8 +146,10 @@ def build_prompt(
         mask=mask,
         positions=adapter.positions(
             {**inputs, "attention_mask": mask.long()}, default_positions(mask, forward=forward), vision
-        ),
+        )
+        - (adapter.first_position if forward and inputs.get("position_ids") is not None else 0),
         counting_axes=adapter.counting_axes,
+        first_position=adapter.first_position,
         segments=segments,
         text=tuple(text_rows),
         left_padded=bool((mask_host.long().diff(dim=1) >= 0).all()),

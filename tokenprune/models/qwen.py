@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import NO_SIGNALS, Adapter
@@ -56,6 +56,11 @@ class QwenVLAdapter(Adapter):
         """Also the frames of videos; a video is no raster."""
         return super().signals | {"tiles"}
 
+    def rotary(self, hidden: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"]) -> tuple[Tensor, Tensor]:
+        """See `Adapter.rotary`; the three axes count alike."""
+        cos, sin = self.decoder.rotary_emb(hidden, position_ids=positions.expand(3, -1, -1))
+        return cos, sin
+
     def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
         """Run the tower once for images and once for videos; see `Adapter.encode`."""
         parts = [
@@ -78,7 +83,10 @@ class QwenVLAdapter(Adapter):
             grids=tuple((h, w) if t == 1 else None for t, h, w in sizes),
             tiles=tuple(None if t == 1 else torch.arange(t).repeat_interleave(h * w) for t, h, w in sizes),
             keys=combined_keys(image_keys(pixels), patches) if "key" in want else None,
-            deepstack=None if deep is None else torch.stack([torch.cat(list(layer)) for layer in deep]),
+            # One tensor per layer, or, in later releases, one per layer and image.
+            deepstack=None
+            if deep is None
+            else torch.stack([layer if isinstance(layer, Tensor) else torch.cat(list(layer)) for layer in deep]),
         )
 
     def positions(

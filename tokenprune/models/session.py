@@ -80,7 +80,9 @@ class Session:
             stack.enter_context(self.leftover)
             if self.inside is not None:
                 stack.callback(self.inside.close)
-            stack.enter_context(self.installed.standing(hooks, after, {"generate": self.shadow}))
+            stack.enter_context(
+                self.installed.standing(hooks, after, {**self.adapter.shadows(), "generate": self.shadow})
+            )
             yield
             self.installed.check("were removed while the context was open: calls since then were not pruned")
 

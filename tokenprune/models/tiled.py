@@ -92,6 +92,10 @@ class TiledAdapter(LlavaAdapter):
             places: rows of one tile.
         """
 
+    def completed(self, features: list[Tensor], counts: tuple[int, ...]) -> list[Tensor]:
+        """The model's features with whatever else its own forward adds to them."""
+        return features
+
     def group(self, values: Float[Tensor, "t p e"]) -> Float[Tensor, "t n e"]:
         """Mean over the patches that make up a token; here each patch is one."""
         return values
@@ -131,8 +135,9 @@ class TiledAdapter(LlavaAdapter):
             taps = [stack.enter_context(tap(*reading)) for reading in self._readings(layer, want, crop)]
             given = stack.enter_context(inputs_of(self.projector))
             output = method(inputs[kind.argument], **options, return_dict=True)
-        features = torch.cat([image.flatten(0, -2) for image in output.pooler_output])
         layout = self.arrangement(kind, inputs, *given[0].shape[:2])
+        counts = tuple(len(image) for image in layout.place(given[0].new_zeros(*given[0].shape[:2], 1)))
+        features = torch.cat(self.completed([image.flatten(0, -2) for image in output.pooler_output], counts))
         signals: dict[str, Any] = {}
         if "vision_states" in want:
             signals["vision_states"] = tuple(layout.place(given[0]))
@@ -145,10 +150,9 @@ class TiledAdapter(LlavaAdapter):
         keys = None
         if "key" in want:
             keys = combined_keys(image_keys(self.tiles(kind, inputs, layout.pieces)), layout.pieces)
-        one = features.new_zeros(given[0].shape[0], given[0].shape[1], 1)
         return Vision(
             features=features,
-            counts=tuple(image.shape[0] for image in layout.place(one)),
+            counts=counts,
             grids=layout.grids,
             keys=keys,
             tiles=layout.numbers,

@@ -420,6 +420,40 @@ def _qwen_types(ids: Tensor) -> dict[str, Tensor]:
     return {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO).long()}
 
 
+# PaliGemma, Gemma3
+
+
+def _paligemma(layers: int, hidden: int) -> Any:  # noqa: ANN401
+    from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
+
+    return PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(
+            vision_config=SiglipVisionConfig(**_vision(SIDE), vision_use_head=False),
+            text_config=GemmaConfig(**_text(layers, hidden, head_dim=8)),
+            image_token_index=BEYOND,
+            projection_dim=hidden,
+        )
+    )
+
+
+def _gemma3(layers: int, hidden: int) -> Any:  # noqa: ANN401
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+
+    kinds = ["sliding_attention", "full_attention"] * layers
+    text = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 9, "layer_types": kinds[:layers]}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            vision_config=SiglipVisionConfig(**_vision(2 * SIDE), vision_use_head=False),
+            text_config=Gemma3TextConfig(**_text(layers, hidden, **text)),
+            mm_tokens_per_image=16,
+            image_token_index=IMAGE,
+        )
+    )
+
+
+BEYOND = VOCABULARY + 2
+"""PaliGemma's placeholder, which has no embedding."""
+
 _FAMILIES: dict[str, Family] = {
     "llava_next": Family(_llava_next, _next_image, _next_collect),
     "llava_onevision": Family(
@@ -434,4 +468,18 @@ _FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(_qwen2, _qwen_image, _qwen_collect, _qwen_video, _qwen_types),
     "qwen2_5_vl": Family(_qwen2_5, _qwen_image, _qwen_collect, _qwen_video, _qwen_types),
     "qwen3_vl": Family(_qwen3, _qwen_image, _qwen_collect, partial(_qwen_video, split=True), _qwen_types),
+    "paligemma": Family(
+        _paligemma,
+        lambda number, images: Piece([BEYOND] * 16, {"pixel_values": _noise(number, 1, 3, SIDE, SIDE)}),
+        lambda pieces: _flat(pieces, "pixel_values"),
+        per_column=lambda ids: {"token_type_ids": torch.zeros_like(ids)},
+    ),
+    "gemma3": Family(
+        _gemma3,
+        lambda number, images: Piece(
+            [START, *[IMAGE] * 16, END], {"pixel_values": _noise(number, 1, 3, 2 * SIDE, 2 * SIDE)}
+        ),
+        lambda pieces: _flat(pieces, "pixel_values"),
+        per_column=lambda ids: {"token_type_ids": (ids == IMAGE).long()},
+    ),
 }

@@ -14,7 +14,7 @@ from tokenprune.evaluate.decode import generate_timed
 from tokenprune.models import build_prompt, compact, select_tokens
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clock import now
-from tokenprune.models.inject import injected
+from tokenprune.models.inject import ready
 from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import make_plan
 from tokenprune.models.prompt import Prompt
@@ -94,7 +94,7 @@ def run_stages(
     cuts = plan is not None and plan.cuts
     before = Pruned(prompt, pruned, selections, 0.0)
     inside_decoder = cut_inside(adapter, plan, before) if plan is not None and cuts else nullcontext()
-    with injected(adapter, pruned), inside_decoder as run:
+    with ready(adapter, pruned), inside_decoder as run:
         if run is not None:
             arguments["disable_compile"] = True  # the hooks on the layers keep books in Python
         out = generate_timed(adapter.model, arguments, max_new_tokens=max_new_tokens, device=device)
