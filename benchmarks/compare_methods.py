@@ -23,6 +23,7 @@ LEFT_OUT = {
     "exact_repmax": "a proof per image takes minutes; see How good is greedy?",
     "prompt_budget": "shares a budget among several images; each question here has one",
     "pyramiddrop_stage": "a part of pyramiddrop",
+    "sparsevlm_stage": "a part of sparsevlm",
     "smallest_norm": "an ablation of mi_alignment, see What the bundled model shows",
 }
 # The default layers are told for 32 decoder layers; here there are four.
