@@ -237,13 +237,17 @@ class FitPruneStage(PruningStrategy):
         del tokens
         return None
 
+    def foresee(self, left: int, original: int) -> int:
+        """All but what is dropped."""
+        drop = self.drop if isinstance(self.drop, int) else share_count(self.drop, original)
+        return max(1, left - drop)
+
     def _select(self, tokens: Tokens) -> Selection:
         if tokens.decoder_peaks is None:  # `select` has checked it
             raise ValueError("FitPruneStage: needs Tokens.decoder_peaks")
         mine, text = working(tokens.decoder_peaks)
-        drop = self.drop if isinstance(self.drop, int) else share_count(self.drop, tokens.original)
         scores = mine * text
-        indices, order = top(scores, max(1, tokens.n - drop))
+        indices, order = top(scores, self.foresee(tokens.n, tokens.original))
         return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
 
 

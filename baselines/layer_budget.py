@@ -10,16 +10,15 @@ layer and come out lower: 192.0, 128.6 and 64.8 for its schedules, where 206.5, 
 
 import math
 from collections.abc import Callable, Sequence
-
-import torch
+from itertools import pairwise
 
 from tokenprune.baselines.scoring import check_count
 from tokenprune.pipeline import StagedStrategy
 from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Tokens
 
 __all__ = [
     "fastv_keep_for",
+    "fitprune_drops_for",
     "keep_for_layer_average",
     "layer_average",
     "layers_at_depth",
@@ -27,6 +26,7 @@ __all__ = [
     "pyramiddrop_ratio_for",
     "tokens_entering",
     "tome_merges_for",
+    "vtw_layer_for",
 ]
 
 
@@ -155,6 +155,67 @@ def pyramiddrop_ratio_for(average: float, *, layers: int, stage_layers: Sequence
     return (low + high) / 2
 
 
+def vtw_layer_for(average: float, *, n: int, layers: int) -> float:
+    """The layer at which all visual tokens must leave for a layer average (VTW).
+
+    Args:
+        average: the wanted mean over layers.
+        n: visual tokens of the image.
+        layers: number of decoder layers.
+
+    Returns:
+        The exact number, to be rounded by the caller: other averages than n K / L cannot be met.
+
+    Raises:
+        ValueError: when the average is out of reach.
+
+    Examples:
+        >>> round(vtw_layer_for(192, n=576, layers=32), 2), vtw_layer_for(270, n=576, layers=32)
+        (10.67, 15.0)
+    """
+    _reachable("vtw_layer_for", average, n / layers, n * (layers - 1) / layers)
+    return average * layers / n
+
+
+def fitprune_drops_for(average: float, profile: Sequence[float], *, n: int) -> tuple[int, ...]:
+    """Drops per layer, in the proportions of a profile, with which a layer average is met as nearly as from below.
+
+    Args:
+        average: the wanted mean over layers.
+        profile: tokens dropped within each decoder layer, one entry per layer: a fitted table, or any weights.
+        n: visual tokens of the image; at least one is left.
+
+    Raises:
+        ValueError: when the average is out of reach of the profile.
+
+    Examples:
+        >>> fitprune_drops_for(160, (1, 2, 1, 0), n=256)
+        (48, 96, 48, 0)
+        >>> fitprune_drops_for(60, (1, 2, 1, 0), n=256)
+        Traceback (most recent call last):
+        ValueError: fitprune_drops_for: a layer average of 60 is out of reach: it must be from 64.75 to 256; ...
+    """
+    if not profile or min(profile) < 0 or sum(profile) == 0:
+        raise ValueError(f"fitprune_drops_for: profile must be weights of at least 0, some above, got {profile!r}")
+
+    def table(scale: float) -> list[int]:
+        left = [n]
+        for drop in profile:
+            left.append(max(1, left[-1] - math.floor(scale * drop)))
+        return left
+
+    def reached(scale: float) -> float:
+        return layer_average(table(scale)[:-1])
+
+    low, high = 0.0, n / min(drop for drop in profile if drop > 0) + 1.0
+    _reachable("fitprune_drops_for", average, reached(high), n)
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) <= average else (middle, high)
+    left = table(high)
+    return tuple(before - after for before, after in pairwise(left))
+
+
 def tome_merges_for(keep: int, *, n: int, layers: int) -> float:
     """Merges per tower layer (ToMe's r) that leave `keep` patches after `layers` layers.
 
@@ -169,7 +230,7 @@ def tome_merges_for(keep: int, *, n: int, layers: int) -> float:
 def planned_average(strategy: PruningStrategy, *, n: int, layers: int) -> float:
     """Mean over decoder layers of the tokens that enter them, by the strategy's own budgets.
 
-    Tokens that a strategy makes on the way (SparseVLM's) are not foreseen; records count them.
+    Tokens that SparseVLM makes on the way are counted as well.
 
     Args:
         strategy: with every decoder layer named (`PruningStrategy.at_depth`).
@@ -183,14 +244,19 @@ def planned_average(strategy: PruningStrategy, *, n: int, layers: int) -> float:
         >>> from tokenprune import parse
         >>> planned_average(parse("greedy_repmax(keep=0.5) >> fastv(keep=64, layer=2)"), n=576, layers=32)
         78.0
+        >>> round(planned_average(parse("sparsevlm(keep=110, schedule='192')"), n=576, layers=32), 1)
+        206.5
+        >>> planned_average(parse("vtw(layer=15)"), n=576, layers=32)
+        270.0
     """
-    tokens, left, cuts = Tokens(torch.zeros(n, 1)), n, {0: n}
+    left, cuts = n, {0: n}
     for stage in strategy.stages if isinstance(strategy, StagedStrategy) else (strategy,):
-        wanted = stage.requested(tokens)
-        if wanted is None:
+        foreseen = stage.foresee(left, n)
+        if foreseen is None:
             raise ValueError(f"planned_average: {stage!r} finds the number of tokens itself; give it a budget")
-        left = min(left, wanted)
-        cuts[stage.layer or 0] = left
+        left = foreseen
+        if (stage.layer or 0) < layers:  # within the last layer there is no layer left to enter
+            cuts[stage.layer or 0] = left
     return layer_average(tokens_entering(n, layers, sorted(cuts.items())))
 
 

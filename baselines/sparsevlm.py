@@ -258,6 +258,11 @@ class SparseVLMStage(PruningStrategy):
             kept = math.floor(self.factor * n * (kept / n) ** self.power + 0.5 + 1e-9)
         return min(kept, max(1, tokens.n - 1)) if self.official else kept
 
+    def foresee(self, left: int, original: int) -> int | None:
+        """What is kept, and what the rest is merged into."""
+        kept = super().foresee(left, original)
+        return None if kept is None else kept + recycled_count(left - kept)
+
     def _select(self, tokens: Tokens) -> Selection:
         attention, hidden = tokens.decoder_text_attention, tokens.decoder_hidden
         entered, text = tokens.decoder_entered, tokens.decoder_text
@@ -294,7 +299,7 @@ class SparseVLM(StagedStrategy):
     `prune` counts both apart (`tokens_kept`, `extra_tokens`). Positions are renumbered at each stage.
 
     The published budgets are means over layers: `SparseVLM.published(192)` leaves 300, 200 and 110 of 576.
-    `tokenprune.baselines.at_average` converts. Outside a model (`select`) later stages do not see recycled tokens.
+    `tokenprune.baselines.layer_budget` converts. Outside a model (`select`) later stages do not see recycled tokens.
 
     Definition, paper's code and deviations: `tokenprune.baselines.sparsevlm`.
 

@@ -83,6 +83,16 @@ class PruningStrategy(ABC):
         """
         return keep_count(self.keep, tokens.original)
 
+    def foresee(self, left: int, original: int) -> int | None:
+        """How many tokens an image has behind this stage, by its budget alone; None when it depends on the image.
+
+        Args:
+            left: tokens of the image that come, tokens made on the way included.
+            original: number of the image's original tokens.
+        """
+        requested = self.requested(Tokens(torch.zeros(left, 1), total=original))
+        return None if requested is None else min(requested, left)
+
     def at_depth(self, depth: int) -> "PruningStrategy":
         """The strategy as it runs in a language model of `depth` layers: itself, unless its layers depend on that.
 
