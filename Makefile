@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-matrix check docs bench gpu clean
+.PHONY: help demo test test-matrix check docs bench bench-all gpu clean
 
 help:
 	@echo "make demo   install, then compare pruning strategies on the bundled model and real images"
@@ -20,7 +20,8 @@ help:
 	@echo "make test-matrix  run every model family with every backend, position policy, batch shape and cache"
 	@echo "make check  lint, format, types, import layers, documentation build"
 	@echo "make docs   build the documentation site into site/"
-	@echo "make bench  run every benchmark, about an hour, into benchmarks/results/"
+	@echo "make bench  measure speed on this machine, a few minutes, into benchmarks/results/"
+	@echo "make bench-all  every benchmark, proofs of optimality included, about an hour"
 	@echo "make gpu    run the tests marked gpu with the python that is there"
 
 $(VENV)/bin/python:
@@ -57,6 +58,9 @@ docs: $(DEV_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 bench: $(DEV_STAMP)
+	$(BIN)/python -m benchmarks speed profile
+
+bench-all: $(DEV_STAMP)
 	$(BIN)/python -m benchmarks
 
 gpu:

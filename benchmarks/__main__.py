@@ -7,6 +7,9 @@ import time
 
 # In the order in which they run; each module has `main() -> int`: 0 done, 2 its input is not here.
 BENCHMARKS = {
+    "speed": "benchmarks.speed",
+    "profile": "benchmarks.compare_profile",
+    "compiled": "benchmarks.compiled",
     "compare": "benchmarks.compare_bundled",
     "methods": "benchmarks.compare_methods",
     "analyses": "benchmarks.analyze_bundled",

@@ -1,8 +1,11 @@
 """Where the time of `tokenprune compare` on the bundled model goes: `python -m benchmarks.compare_profile`.
 
-Writes compare_profile.csv (seconds and share by part, nothing counted twice), compare_waste.csv (the largest waste
-that was found, before and after, in one run) and compare_profile.json into benchmarks/results/. The comparison runs in a process of its own, so that importing counts too. Timers stand around a
-dozen functions; a profiler that watches every call would slow Python down and leave matrix products as they are.
+Writes into benchmarks/results/:
+    compare_profile.csv   seconds and share by part, nothing counted twice
+    compare_waste.csv     the largest waste that was found, before and after, in one run
+    compare_profile.json  machine, versions, commit
+The comparison runs in a process of its own, so that importing counts too. Timers stand around a dozen functions; a
+profiler that watches every call would slow Python down and leave matrix products as they are.
 """
 
 import argparse
@@ -121,7 +124,7 @@ def savefig(figure: Any) -> bytes:  # noqa: ANN401
 
 
 def waste() -> list[dict[str, object]]:
-    """The figure of kept tokens, drawn and compressed both ways in turn: median seconds of five, and bytes."""
+    """The figure of kept tokens, drawn and compressed both ways in turn: median processor seconds, and bytes."""
     gallery: Any = import_module("tokenprune.evaluate.gallery")
     ways = {"savefig, as before": savefig, "one pass, no alpha channel": gallery.to_png}
     scenes = load_scenes(count=5)
@@ -141,15 +144,15 @@ def waste() -> list[dict[str, object]]:
     for turn in range(6):
         for name, way in ways.items():
             gallery.to_png = way
-            begun = time.perf_counter()
+            begun = time.process_time()
             size[name] = len(gallery.gallery(columns, [f"row {i}" for i in range(7)]))
             if turn:  # the first round imports and builds font caches
-                taken[name].append(time.perf_counter() - begun)
+                taken[name].append(time.process_time() - begun)
     gallery.to_png = ways["one pass, no alpha channel"]
     medians = {name: float(np.median(values)) for name, values in taken.items()}
     first = medians["savefig, as before"]
     return [
-        {"way": name, "seconds": round(s, 3), "times_faster": round(first / s, 2), "bytes": size[name]}
+        {"way": name, "cpu_seconds": round(s, 3), "times_faster": round(first / s, 2), "bytes": size[name]}
         for name, s in medians.items()
     ]
 

@@ -103,6 +103,13 @@ def test_rows_of_other_code_are_measured_again(tmp_path: Path) -> None:
     assert file.find(a=1) is None
     file.add({"a": 1, "b": 2})
     assert [(row["a"], row["b"], row["code"]) for row in file.rows] == [("1", "2", "other")]
+    again = ResultsFile(tmp_path / "x.csv", ("a",), fresh=True)
+    again.stamp["code"] = "other"
+    assert again.find(a=1) is None
+    again.add({"a": 2, "b": 3})
+    again.add({"a": 1, "b": 4})
+    assert [(row["a"], row["b"]) for row in again.rows] == [("2", "3"), ("1", "4")]
+    assert again.find(a=1) is not None
 
 
 def test_what_pruning_wins() -> None:

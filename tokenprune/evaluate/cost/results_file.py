@@ -29,7 +29,7 @@ class ResultsFile:
     Args:
         path: of the CSV file; its folder is made when missing.
         keys: columns that say what was measured, as against what was found.
-        fresh: throw away what the file holds.
+        fresh: find only rows that are added from now on; others stay in the file until they are measured again.
 
     Raises:
         ValueError: when the file cannot be read or written.
@@ -41,14 +41,15 @@ class ResultsFile:
         self.stamp = {"code": source_digest()[:12], "commit": _commit()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.rows: list[Row] = [] if fresh or not path.is_file() else read_rows(path)
+            self.rows: list[Row] = read_rows(path) if path.is_file() else []
+            self._old = len(self.rows) if fresh else 0
             self._write()
         except OSError as error:
             raise ValueError(f"cannot use {path}: {error.strerror or error}; choose another --out") from error
 
     def find(self, **wanted: object) -> Row | None:
         """A row of this code with these values, which may be given as numbers or as the file's text."""
-        for row in self.rows:
+        for row in self.rows[self._old :]:
             if row.get("code") == self.stamp["code"] and all(
                 str(row.get(k, "")) == _text(v) for k, v in wanted.items()
             ):
@@ -59,7 +60,9 @@ class ResultsFile:
         """Add or replace a row, and write the file."""
         new = {name: _text(value) for name, value in {**row, **self.stamp}.items()}
         same = {name: new.get(name, "") for name in self.keys}
-        self.rows = [old for old in self.rows if {name: old.get(name, "") for name in self.keys} != same]
+        stay = [{name: old.get(name, "") for name in self.keys} != same for old in self.rows]
+        self._old = sum(stay[: self._old])
+        self.rows = [old for old, stays in zip(self.rows, stay, strict=True) if stays]
         self.rows.append(new)
         self._write()
         return new
