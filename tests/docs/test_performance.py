@@ -188,9 +188,9 @@ def waste() -> str:
     seconds, size = ([float(row[name]) for row in (before, after)] for name in ("cpu_seconds", "bytes"))
     return (
         "The largest avoidable part was the figure of kept tokens: `savefig` drew it twice and compressed an alpha "
-        f"channel. Drawn once, without it, the figure takes {seconds[1]:.2f} instead of {seconds[0]:.2f} processor seconds "
-        f"({float(after['times_faster']):.2f} times as fast, measured in turn in one run) and {size[1] / 2**20:.1f} "
-        f"instead of {size[0] / 2**20:.1f} MiB.\n"
+        f"channel. Drawn once, without it, the figure takes {seconds[1]:.2f} instead of {seconds[0]:.2f} processor "
+        f"seconds ({float(after['times_faster']):.2f} times as fast, measured in turn in one run) and "
+        f"{size[1] / 2**20:.1f} instead of {size[0] / 2**20:.1f} MiB.\n"
     )
 
 

@@ -1,12 +1,15 @@
 """The least time that a device needs for so much arithmetic and so many bytes."""
 
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from tokenprune.evaluate.cost.timing import time_call
+from tokenprune.models.clock import now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +85,38 @@ def known_device(name: str, dtype: torch.dtype) -> Roofline | None:
     return None
 
 
-def probed(device: torch.device, dtype: torch.dtype, *, size: int = 1024) -> Roofline:
-    """Measure a device in a second or two: the best of some square matrix products, and of some copies of 128 MiB.
+def probed(device: torch.device, dtype: torch.dtype, *, sizes: tuple[int, ...] = (512, 1024, 2048)) -> Roofline:
+    """Measure a device in some seconds: the best of many square matrix products, and of many copies of 128 MiB.
 
-    What it finds is what this program could reach at that moment, less than the device's own limits.
+    What it finds is what this program could reach at its luckiest; other programs on the machine can only lower it.
 
     Args:
         device: what to measure.
         dtype: of the matrix products.
-        size: rows and columns of the matrices.
+        sizes: rows and columns of the matrices.
     """
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    product = time_call(lambda: torch.mm(left, right, out=out), device, warmup=2, repeats=15, seconds=1.0)
+    rates = {}
+    for size in sizes:
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(left)
+        rates[size] = 2 * size**3 / _best(functools.partial(torch.mm, left, right, out=out), device)
     source, target = (torch.ones(32 * 2**20, device=device) for _ in range(2))
-    copy = time_call(lambda: target.copy_(source), device, warmup=1, repeats=8, seconds=1.0)
+    fastest = max(rates, key=lambda size: rates[size])
     return Roofline(
-        flops=2 * size**3 / (product.low / 1000),
-        bandwidth=2 * source.nbytes / (copy.low / 1000),
-        source=f"measured here: {size} x {size} matrix product, copy of {source.nbytes >> 20} MiB",
+        flops=rates[fastest],
+        bandwidth=2 * source.nbytes / _best(functools.partial(target.copy_, source), device),
+        source=f"measured here: {fastest} x {fastest} matrix product, copy of {source.nbytes >> 20} MiB",
     )
+
+
+def _best(work: Callable[[], object], device: torch.device, seconds: float = 1.0) -> float:
+    """The shortest of many calls, in seconds."""
+    begun, best = now(device), float("inf")
+    for number in range(200):
+        best = min(best, time_call(work, device, warmup=0, repeats=1).median / 1000)
+        if number >= 5 and now(device) - begun > seconds:
+            break
+    return best
 
 
 def roofline_of(

@@ -89,7 +89,7 @@ def test_names_of_devices(name: str, half: float | None) -> None:
 
 
 def test_given_figures_win_over_measured_ones() -> None:
-    found = probed(CPU, torch.float32, size=64)
+    found = probed(CPU, torch.float32, sizes=(64, 96))
     assert found.flops > 0
     assert found.bandwidth > 0
     given = roofline_of(CPU, torch.float32, flops=1e12, bandwidth=2e11)
