@@ -44,7 +44,7 @@ def growing(found: list[Row]) -> list[Row]:
 
 
 def machine() -> str:
-    found, model = facts("bench_model"), rows("bench_model")[0]
+    found, model = facts("bench_break_even"), rows("bench_break_even")[0]
     versions, roof = found["versions"], found["roofline"]
     return (
         f"Measured on a CPU: {found['machine']}, {model['threads']} thread(s) of {found['cores']} cores, "

@@ -114,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
         _sweep(bench, plan, where, sweep)
     except KeyboardInterrupt:
         stopped = True
-    for each in (file, sweep):
+    files = (file, sweep) if plan.swept else (file,)
+    for each in files:
         each.note(str(setup.device), roofline=vars(roofline))
     from tokenprune.cli.bench_report import print_break_even, print_model
 
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     points = [{**where, "strategy": repr(strategy), "visual_tokens": size} for strategy in plan.swept for size in SWEEP]
     print_break_even(sweep.keep(points))
     console = make_console()
-    for each in (file, sweep):
+    for each in files:
         console.print(f"{each.path}", markup=False, style="bold")
     return 130 if stopped else 0
 
