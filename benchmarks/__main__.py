@@ -15,6 +15,7 @@ BENCHMARKS = {
     "analyses": "benchmarks.analyze_bundled",
     "parity": "benchmarks.parity_table",
     "repmax": "benchmarks.repmax",
+    "selection": "benchmarks.selection",
 }
 
 

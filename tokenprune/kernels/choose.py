@@ -1,4 +1,4 @@
-"""Which way of selecting is fastest for given sizes, from the measurements in benchmarks/results/selection.csv."""
+"""Which way of selecting is fastest for given sizes, from measurements: benchmarks/results/selection_routes.csv."""
 
 from typing import Literal, TypeAlias
 

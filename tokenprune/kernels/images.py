@@ -105,7 +105,7 @@ def _on_host(
     else:
         for i, image in enumerate(images):
             affinity(image[None], distance, out=matrix[i : i + 1])
-    first = first_picks(matrix, start).numpy()
+    first = first_picks(matrix, start, scratch=True).numpy()
     together = host.max_sum_together if objective == "sum" else host.max_min_together
     orders = torch.from_numpy(together(matrix.numpy(), most, first))
     return [order[:keep] for order, keep in zip(orders, keeps, strict=True)]
@@ -115,7 +115,7 @@ def _alone_on_host(image: Tensor, keep: int, objective: Objective, distance: Dis
     matrix = affinity(image[None], distance)
     rows = matrix[0].numpy()
     walk = host.max_sum if objective == "sum" else host.max_min
-    first = int(first_picks(matrix, start)[0])
+    first = int(first_picks(matrix, start, scratch=distance != "precomputed")[0])
     return torch.from_numpy(walk(rows.__getitem__, len(rows), keep, first, rows.dtype))
 
 
@@ -178,9 +178,15 @@ def pad(
 
 
 def first_picks(
-    matrix: Float[Tensor, "b n n"], start: Start, valid: Bool[Tensor, "b n"] | None = None
+    matrix: Float[Tensor, "b n n"], start: Start, valid: Bool[Tensor, "b n"] | None = None, *, scratch: bool = False
 ) -> Int[Tensor, " b"]:
     """The first pick of each image, ties to the lowest index.
+
+    Args:
+        matrix: affinities.
+        start: the rule.
+        valid: False for padding; None when there is none.
+        scratch: the diagonal may be overwritten, which saves a copy; no loop reads it for what it decides.
 
     Examples:
         >>> first_picks(torch.tensor([[[0.0, 1.0], [2.0, 0.0]]]), "sum")
@@ -188,6 +194,9 @@ def first_picks(
     """
     if isinstance(start, int):
         return torch.full((matrix.shape[0],), start, dtype=torch.int64, device=matrix.device)
+    if start == "min" and scratch and valid is None:
+        matrix.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        return matrix.amin(-1).argmax(1)
     if start == "min":
         own = torch.eye(matrix.shape[1], dtype=torch.bool, device=matrix.device)
         hidden = own if valid is None else own | ~valid[:, None, :]
