@@ -76,6 +76,17 @@ def test_in_front_of_the_first_layer_it_is_the_redundancy_of_what_enters() -> No
         assert len(report.layers) == 3
 
 
+def test_a_repeated_word_counts_once_at_every_layer() -> None:
+    loaded, samples = tiny_loaded(), tiny_samples(3)
+    states = [states_of(processed(loaded.processor, [sample]))[0] for sample in samples]
+    words = [len(one.text) for one in states]
+    distinct = [len(one.distinct) for one in states]
+    assert words != distinct  # the template repeats some
+    once, every = analyse_layers(loaded, samples, (Controls(equal_counts=False), NO_CONTROLS))
+    assert [layer.text["tokens"].value for layer in once.layers] == [pytest.approx(sum(distinct) / 3)] * 3
+    assert [layer.text["tokens"].value for layer in every.layers] == [pytest.approx(sum(words) / 3)] * 3
+
+
 def test_the_bundled_model_layer_by_layer() -> None:
     loaded, samples = bundled_model(), bundled_samples(3)
     raw, full = analyse_layers(loaded, samples, (NO_CONTROLS, Controls(draws=2)))
