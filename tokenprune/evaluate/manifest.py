@@ -41,12 +41,14 @@ class Summary:
         columns: names of the columns; line breaks are allowed.
         rows: texts, one per column.
         note: what the columns mean.
+        strong: numbers of the rows that stand out.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    strong: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,13 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"its version is {version!r}, this program reads {VERSION}")
         items = {name: tuple(Item(**item) for item in content[name]) for name in _LISTS}
         summaries = tuple(
-            Summary(**{**one, "columns": tuple(one["columns"]), "rows": tuple(tuple(row) for row in one["rows"])})
+            Summary(
+                title=one["title"],
+                columns=tuple(one["columns"]),
+                rows=tuple(tuple(row) for row in one["rows"]),
+                note=one["note"],
+                strong=tuple(one["strong"]),
+            )
             for one in content["summaries"]
         )
         content |= {"findings": tuple(content["findings"]), "summaries": summaries, **items}

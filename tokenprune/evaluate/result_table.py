@@ -7,6 +7,8 @@ from tokenprune.evaluate.manifest import Summary
 from tokenprune.evaluate.methods import CONTROLS, show_budget
 from tokenprune.evaluate.summary import STAGES, Row
 
+LEVEL = 0.05
+"""Corrected p-values above it show nothing."""
 ANSWERS = ("Acc %", "vs Random [95% CI]", "Agree %", "R→W", "W→R")
 
 
@@ -17,18 +19,21 @@ def results_summary(rows: Sequence[Row], *, metric: str) -> Summary:
         rows: the results table.
         metric: its exact name.
     """
-    columns: tuple[str, ...] = ("Method", "Budget", "Tokens", f"Acc %\n({metric})", *ANSWERS[1:])
+    columns: tuple[str, ...] = ("Method", "Budget", "Tokens", f"Acc %\n({metric})", ANSWERS[1], "p, Holm", *ANSWERS[2:])
     columns += ("n", "Seeds", "Kept,\nleast-most", "Positions", "Reads of\nthe prompt", "Answer\ntokens")
     columns += tuple(f"{stage.capitalize()}\nms" for stage in STAGES)
-    return Summary(
-        title="Results",
-        columns=columns,
-        rows=tuple(
+    body = []
+    for row in rows:
+        accuracy, difference, *rest = answers_text(row)
+        body.append(
             (
                 row.method,
                 "-" if row.keep is None else show_budget(row.keep),
                 tokens_text(row),
-                *answers_text(row),
+                accuracy,
+                difference,
+                "-" if row.p_corrected is None else f"{row.p_corrected:.2g}",
+                *rest,
                 str(row.samples),
                 str(row.seeds),
                 "-".join(map(str, dict.fromkeys(row.tokens_range))),
@@ -37,10 +42,27 @@ def results_summary(rows: Sequence[Row], *, metric: str) -> Summary:
                 f"{row.output_tokens:.1f}",
                 *times_text(row),
             )
-            for row in rows
-        ),
-        note=legend(rows),
+        )
+    return Summary(
+        title="Results",
+        columns=columns,
+        rows=tuple(body),
+        note=f"{legend(rows)} p: of the difference to Random, two-sided, images exchanged in pairs, corrected over the "
+        "methods of a budget.",
+        strong=leaders(rows),
     )
+
+
+def leaders(rows: Sequence[Row]) -> tuple[int, ...]:
+    """Places of the rows that alone have the highest accuracy at their budget."""
+    found = []
+    for budget in dict.fromkeys(repr(row.keep) for row in rows if row.keep is not None):
+        places = [place for place, row in enumerate(rows) if repr(row.keep) == budget]
+        best = max(rows[place].accuracy.value for place in places)
+        first = [place for place in places if rows[place].accuracy.value == best]
+        if len(first) == 1 and len(places) > 1:
+            found += first
+    return tuple(found)
 
 
 def kinds_summary(rows: Sequence[Row]) -> Summary:
@@ -72,10 +94,10 @@ def findings(rows: Sequence[Row]) -> tuple[str, ...]:
             ]
             if behind:
                 text += f" Not better than that control: {', '.join(behind)}."
-        judged = [(row.method, row.difference) for row in members if row.difference is not None]
-        weak = [method for method, difference in judged if not difference.low > 0]
+        judged = [(row.method, row.difference, row.p_corrected) for row in members if row.difference is not None]
+        weak = [method for method, difference, p in judged if difference.value <= 0 or p is None or p > LEVEL]
         if weak:
-            text += f" The 95% interval of the difference to Random reaches 0 or less for {', '.join(weak)}."
+            text += f" Not shown to beat Random (corrected p above {LEVEL:g}, or no gain): {', '.join(weak)}."
         told.append(text)
     return tuple(told)
 

@@ -42,7 +42,8 @@ def page_of(folder: Path, manifest: Manifest) -> Page:
     """
     figures = [Figure(picture=_picture(folder, item), caption=item.note) for item in manifest.figures]
     summaries = [
-        Table(title=one.title, headers=one.columns, rows=one.rows, note=one.note) for one in manifest.summaries
+        Table(title=one.title, headers=one.columns, rows=one.rows, note=one.note, strong=one.strong)
+        for one in manifest.summaries
     ]
     galleries = [
         Gallery(slides=read_gallery(folder, item.file), title=item.title, note=item.note) for item in manifest.galleries

@@ -133,6 +133,15 @@ def test_every_row_of_the_table_says_under_which_conditions_it_was_measured(whol
         assert row["text_source"] == ("prompt" if "mi_alignment" in row["method"] else "none")
 
 
+def test_every_column_is_explained_in_the_documentation(whole: Comparison) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "run-folder.md").read_text()
+    with (whole.folder / "results.csv").open() as file:
+        columns = next(csv.reader(file))
+    kinds = {f"accuracy_{kind}" for kind in whole.rows[0].kinds}
+    names = {name.removesuffix("_q25").removesuffix("_q75") for name in columns if name not in kinds}
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
 def test_run_json_holds_the_reporting_contract(whole: Comparison) -> None:
     report = json.loads((whole.folder / "run.json").read_text())
     assert report["schema_version"] == 1
