@@ -8,6 +8,7 @@ from tokenprune.baselines.fastv import FastV
 from tokenprune.baselines.fitprune import FitPrune, FitPruneStage
 from tokenprune.baselines.grid_pool import GridPool
 from tokenprune.baselines.hired import HiRED
+from tokenprune.baselines.hired_tiles import HiREDNext
 from tokenprune.baselines.mustdrop import MustDrop, MustDropStage
 from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
 from tokenprune.baselines.pyramiddrop import PyramidDrop, PyramidDropStage
@@ -33,6 +34,7 @@ __all__ = [
     "FitPruneStage",
     "GridPool",
     "HiRED",
+    "HiREDNext",
     "MustDrop",
     "MustDropStage",
     "PruMerge",

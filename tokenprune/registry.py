@@ -17,6 +17,7 @@ _BUILTIN_MODULES = (
     "tokenprune.repmax",
     "tokenprune.presets",
     "tokenprune.allocation",
+    "tokenprune.tiles",
     "tokenprune.baselines",
 )
 _registered: dict[str, type[PruningStrategy]] = {}

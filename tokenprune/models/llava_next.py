@@ -27,6 +27,11 @@ class LlavaNextAdapter(TiledAdapter):
         "video": "the family takes images only",
     }
 
+    @property
+    def signals(self) -> frozenset[str]:
+        """Also how the tiles behind tile 0 lie."""
+        return super().signals | {"tile_grid"}
+
     def arrangement(self, kind: Kind, inputs: Mapping[str, Any], passes: int, places: int) -> Arrangement:
         """See `TiledAdapter.arrangement`."""
         config = self.model.config
@@ -98,6 +103,11 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         "project": "newline tokens come from no projector",
         "cls_attention": "its SigLIP tower has no CLS token",
     }
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Images that are not cut and videos have no grid of tiles."""
+        return super().signals - {"tile_grid"}
 
     @property
     def image_token_ids(self) -> frozenset[int]:

@@ -1,0 +1,113 @@
+r"""HiRED on images in tiles: one budget for all tiles, shared by what the first layer attends to.
+
+$total = \lfloor N \cdot keep \rfloor$ of the N tokens that are no newlines. Tile 0, the whole image with n tokens, gets
+$\min(\lfloor total \cdot \alpha \rfloor, n)$; the other tiles share the rest in proportion to how many of the
+$\lfloor n (1 - \alpha) \rfloor$ tokens of tile 0 with the largest CLS attention *of the first layer* lie in their part
+of the image, rounded down. Each tile keeps its largest by CLS attention, heads summed, of the layer whose output the
+model uses. Newline tokens are kept always and do not count.
+
+Paper: HiRED, AAAI 2025 (arXiv 2408.10945). Checked against hasanar1f/HiRED, commit
+42be984e471f8523b5dfc586d4322f7f30a1ee72, through `tokenprune.baselines.hired_next`, which the rule equals where the
+model cuts no padding away.
+
+Defects of the authors' program, reproduced by `official=True`:
+- The parts of tile 0 are contiguous runs of its raster, i.e. strips of rows, and not what the other tiles show.
+
+Deviations: float32, ties to the lowest index. Tokens that the model cut away as padding around the image are no
+candidates and do not count, where the program lets tiles spend their budget on them. At least one token of tile 0 is
+kept.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+from math import isqrt
+from typing import ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tokenprune.baselines.hired import hired_score
+from tokenprune.baselines.scoring import top
+from tokenprune.budget import Keep, keep_count
+from tokenprune.strategy import PruningStrategy, set_keep
+from tokenprune.tokens import Selection, Tokens
+
+__all__ = ["HiREDNext"]
+
+
+@dataclass(frozen=True, repr=False)
+class HiREDNext(PruningStrategy):
+    """Keep the patches with the largest CLS attention, a budget shared among tiles (HiRED's rule for LLaVA-NeXT).
+
+    Definition, paper's code and deviations: `tokenprune.baselines.hired_tiles`.
+
+    Args:
+        keep: tokens (int) or share (float) of the image's tokens without newlines, rounded down; the authors' default
+            is 0.2. A few of them stay unspent.
+        alpha: share of the budget for tile 0, in [0, 1].
+        official: share among the other tiles by strips of rows, as the authors' program does.
+
+    Raises:
+        ValueError: when `alpha` is no share; or, when selecting, when there is no tile 0.
+
+    Examples:
+        >>> tiles = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, -1])
+        >>> attention = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 0.7, 0.6, 0.0]])
+        >>> tokens = Tokens(
+        ...     torch.zeros(9, 2), tiles=tiles, tile_grid=(1, 2), cls_attention=attention, cls_attention_first=attention
+        ... )
+        >>> HiREDNext(keep=4).select(tokens).indices
+        tensor([2, 3, 4, 6, 8])
+    """
+
+    name: ClassVar[str] = "hired_next"
+    paper: ClassVar[str] = "HiRED, AAAI 2025, arXiv 2408.10945"
+    summary: ClassVar[str] = "largest CLS attention, one budget shared among the tiles of the image"
+    needs = frozenset({"cls_attention", "cls_attention_first", "tiles", "tile_grid"})
+    whole_raster = True
+
+    keep: Keep
+    _: KW_ONLY
+    alpha: float = 0.5
+    official: bool = False
+
+    def __post_init__(self) -> None:
+        set_keep(self)
+        if isinstance(self.alpha, bool) or not 0 <= self.alpha <= 1:
+            raise ValueError(f"HiREDNext: alpha must be a share in [0, 1], got {self.alpha!r}")
+
+    def requested(self, tokens: Tokens) -> int | None:
+        """Not fixed: rounding down leaves tokens unspent, and newline tokens come on top."""
+        return None
+
+    def _select(self, tokens: Tokens) -> Selection:
+        tiles, grid, first, last = tokens.tiles, tokens.tile_grid, tokens.cls_attention_first, tokens.cls_attention
+        if tiles is None or grid is None or first is None or last is None:  # `select` has checked it
+            raise ValueError("HiREDNext: needs tiles, their grid and CLS attention")
+        rows = [(tiles == number).nonzero().flatten() for number in range(grid[0] * grid[1] + 1)]
+        if not len(rows[0]):
+            raise ValueError(
+                "HiREDNext: Tokens.tiles names no token of tile 0, the whole image; choose another strategy"
+            )
+        scores, available = hired_score(last), sum(map(len, rows))
+        total = (
+            min(keep_count(self.keep, available), available)
+            if isinstance(self.keep, int)
+            else int(available * self.keep)
+        )
+        full = max(min(int(total * self.alpha), len(rows[0])), 1)
+        marked = top(hired_score(first)[rows[0]], int(len(rows[0]) * (1 - self.alpha)))[0]
+        counts = _parts(marked, len(rows[0]), grid, self.official).bincount(minlength=grid[0] * grid[1])
+        budgets = (counts / counts.sum().clamp_min(1) * max(total - full, 0)).int().tolist()
+        kept = [(tiles == -1).nonzero().flatten()]
+        for mine, budget in zip(rows, [full, *budgets], strict=True):
+            kept.append(mine[top(scores[mine], min(budget, len(mine)))[0]])
+        return Selection(indices=torch.cat(kept).sort().values, total=tokens.n, scores=scores)
+
+
+def _parts(places: Int[Tensor, " k"], n: int, grid: tuple[int, int], official: bool) -> Int[Tensor, " k"]:
+    """The part of the image, counted row by row, in which places of the raster of tile 0 lie."""
+    side = isqrt(n)
+    if official or side * side != n:
+        return places * (grid[0] * grid[1]) // n
+    return (places // side * grid[0] // side) * grid[1] + places % side * grid[1] // side
