@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_STRATEGY = "trim_tokenator"
 DEFAULT_BATCHES = (1, 8, 32)
 DEFAULT_KEEP = ("192", "128", "64")
-SWEEP = (16, 32, 64, 128, 256, 576, 1152)
+SWEEP = (16, 32, 64, 128, 256, 576, 1152, 2880)
 _KEYS = ("config", "device", "dtype", "attention", "threads", "text_tokens", "new_tokens", "cache", "compiler")
 _MODEL_KEYS = (*_KEYS, "batch", "strategy")
 _SWEEP_KEYS = (*_KEYS, "strategy", "visual_tokens")
@@ -83,6 +83,8 @@ class _Plan:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    import torch
+
     from tokenprune.evaluate.cost.configs import visual_tokens
     from tokenprune.evaluate.cost.estimate import check_fits, estimate_memory
     from tokenprune.evaluate.cost.model_bench import ModelBench
@@ -114,6 +116,11 @@ def run(args: argparse.Namespace) -> int:
         _sweep(bench, plan, where, sweep)
     except KeyboardInterrupt:
         stopped = True
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{setup.device} ran out of memory ({str(error).splitlines()[0]}); the rows measured so far are in "
+            f"{file.path}; go on with a smaller --batch"
+        ) from None
     files = (file, sweep) if plan.swept else (file,)
     for each in files:
         each.note(str(setup.device), roofline=vars(roofline))

@@ -229,3 +229,19 @@ def test_llava_next_with_its_tiles_and_newlines(tmp_path: Path) -> None:
     )
     assert float(dense["tower_gflop"]) == pytest.approx(gflop, rel=1e-4)
     assert find_config("llava-next-7b").model_type == "llava_next"
+
+
+def test_memory_that_runs_out_is_told_with_what_is_kept(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = ModelBench.measure
+
+    def full(self: ModelBench, batch: int, strategy: Any) -> dict[str, Any]:
+        if strategy is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        return measure(self, batch, strategy)
+
+    monkeypatch.setattr(ModelBench, "measure", full)
+    assert bench_model(config, tmp_path / "out", "--no-sweep") == 2
+    assert "ran out of memory (CUDA out of memory. Tried to allocate 2 GiB); the rows" in capsys.readouterr().err
+    assert [row["strategy"] for row in read_rows(tmp_path / "out" / "bench_model.csv")] == ["dense"]
