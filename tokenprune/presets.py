@@ -57,12 +57,14 @@ class TrimTokenator(StagedStrategy):
 
     def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
         first, second = self.stages
+        # Where the budget asks for more than the first stage leaves, that stage lets as many through.
+        groups: dict[PruningStrategy, list[int]] = {}
+        for i, tokens in enumerate(batch):
+            wanted = keep_count(self.keep, tokens.original)
+            wide = keep_count(self.align, tokens.original) < wanted
+            groups.setdefault(MIAlignment(wanted) if wide else first, []).append(i)
         results: list[Selection | None] = [None] * len(batch)
-        # Images of one size share one first stage: its budget is the larger of the two.
-        for original in {tokens.original for tokens in batch}:
-            members = [i for i, tokens in enumerate(batch) if tokens.original == original]
-            wide = MIAlignment(max(keep_count(self.align, original), keep_count(self.keep, original)))
-            stage = first if wide.keep == keep_count(self.align, original) else wide
+        for stage, members in groups.items():
             for i, selection in zip(members, run_stages((stage, second), [batch[i] for i in members]), strict=True):
                 results[i] = selection
         return [selection for selection in results if selection is not None]

@@ -230,7 +230,7 @@ def determinant_each(
     waiting: list[Tensor] = []
     for given, keep in zip(kernels, keeps, strict=True):
         kernel = given.detach()
-        if route == "host" or (route == "auto" and kernel.device.type == "cpu"):
+        if on_host(kernel, route):
             quality = kernel.diagonal()
             last = loops.last_resorts(quality[None])[0]
             rows = kernel.numpy()
@@ -243,6 +243,11 @@ def determinant_each(
             orders += _determinants_on_device(waiting, keeps[len(orders) :], route)
             waiting = []
     return orders + (_determinants_on_device(waiting, keeps[len(orders) :], route) if waiting else [])
+
+
+def on_host(kernel: Tensor, route: Route) -> bool:
+    """Whether a kernel goes to the loop in NumPy."""
+    return route == "host" or (route == "auto" and kernel.device.type == "cpu")
 
 
 def _determinants_on_device(kernels: Sequence[Tensor], keeps: Sequence[int], route: Route) -> list[Tensor]:
