@@ -1,5 +1,6 @@
 """Strategies of installed packages: found by name, listed, and refused when they claim a taken name."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -61,6 +62,51 @@ def test_a_package_brings_a_strategy_to_parse_pipelines_and_the_contract(tmp_pat
     assert done.returncode == 0, done.stderr
     assert "random(keep=0.9) >> corner(keep=3)" in done.stdout
     assert "third_party.Corner" in done.stdout
+
+
+COMMANDS = """
+import json, sys
+from pathlib import Path
+from tokenprune.bundled import load_scenes
+from tokenprune.cli.main import main
+
+load_scenes(count=1)[0].image.save("scene.png")
+for command in (
+    ["strategies", "--json"],
+    ["select", "scene.png", "--question", "is there a seven ?", "--strategy", "corner(keep=9)", "--out", "kept.png"],
+    ["compare", "--strategy", "corner", "--strategy", "random(keep=0.9) >> corner", "--keep", "9", "--seeds", "1",
+     "--count", "2", "--batch-size", "2", "--out", "runs"],
+    ["gap", "--synthetic", "clusters", "--size", "16", "--images", "1", "--keep", "4", "--distance", "cosine",
+     "--strategy", "corner", "--out", "gap"],
+    ["analyze", "diagnostics", "--strategy", "corner(keep=9)", "--strategy", "random(keep=9)", "--count", "2",
+     "--out", "runs"],
+    ["analyze", "spatial", "--strategy", "corner(keep=9)", "--count", "2", "--out", "runs"],
+):
+    status = main(command)
+    print("STATUS", command[0], status)
+    assert status == 0, command
+"""
+
+
+def test_a_package_s_strategy_passes_through_every_command(tmp_path: Path) -> None:
+    package(tmp_path, "corner")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    assert done.stdout.count("STATUS") == 6
+    assert '"class": "third_party.Corner"' in done.stdout
+    assert (tmp_path / "kept.png").is_file()
+    (results,) = tmp_path.glob("runs/*/results.csv")
+    compared = {row["method"]: row for row in csv.DictReader(results.read_text().splitlines())}
+    assert compared["corner"]["tokens_kept"] == "9"
+    assert "random(keep=0.9) >> corner" in compared
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "gap" / "gap.csv").read_text().splitlines())}
+    assert 0 < float(rows["corner"]["value"]) <= float(rows["exact"]["value"])
+    for name in ("diagnostics", "spatial"):
+        tables = [path.read_text() for path in tmp_path.glob(f"runs/analyze-{name}/*.csv")]
+        assert any("corner(keep=9)" in table for table in tables)
 
 
 @pytest.mark.parametrize(

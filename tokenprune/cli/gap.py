@@ -4,13 +4,16 @@ import argparse
 import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.cli.options import make_console
+from tokenprune.tokens import Tokens
 
 if TYPE_CHECKING:
+    from tokenprune.evaluate.methods import Method
     from tokenprune.repmax import GapRow
     from tokenprune.repmax.distances import Distance
 
@@ -32,6 +35,14 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
     )
     parser.add_argument(
         "--keep", default="33.3%,22.2%,11.1%", metavar="LIST", help="budgets (default 33.3%%,22.2%%,11.1%%)"
+    )
+    parser.add_argument(
+        "--strategy",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="also this strategy, without its budget, e.g. divprune; repeatable. On files and synthetic tokens only "
+        "what needs nothing but the tokens",
     )
     parser.add_argument("--distance", default="cosine,euclidean", metavar="LIST", help="default: cosine,euclidean")
     parser.add_argument("--images", type=int, default=10, metavar="N", help="at most so many images (default 10)")
@@ -58,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--distance must list some of {', '.join(DISTANCES)}, got {unknown[0]!r}")
     if args.images < 1:
         raise ValueError(f"--images must be 1 or more, got {args.images}")
+    methods = [_method(text) for text in args.strategy]
     console = make_console()
     rows: list[GapRow] = []
-    for name, tokens in _images(args):
+    for name, image in _images(args, methods):
+        tokens = image.visual if isinstance(image, Tokens) else image
         for distance in distances:
             for keep in keeps:
                 k = keep_count(keep, len(tokens))
@@ -73,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
                     time_limit=args.time_limit,
                     image=name,
                     seed=args.seed,
+                    others={method.label: partial(_chosen, method, image, k) for method in methods},
                 )
         done = [row for row in rows if row.method == "exact"]
         console.print(f"{name}: {sum(row.proved for row in done)} of {len(done)} optima proved so far", highlight=False)
@@ -100,14 +114,41 @@ def parse_keep(text: str) -> Keep:
     return check_keep(value, owner="tokenprune gap", parameter="--keep")
 
 
+def _method(text: str) -> "Method":
+    """A strategy without its budget that chooses among tokens before the language model.
+
+    Raises:
+        ValueError: when it does something else.
+    """
+    from tokenprune.evaluate.methods import Method
+
+    method = Method(text)
+    strategy = method.strategy(keep=2)
+    if strategy.site != "projector" or strategy.merges:
+        raise ValueError(
+            f"--strategy {text}: the objective is about tokens that are chosen before the language model; "
+            f"{strategy.name} {'makes new ones' if strategy.merges else f'acts at the site {strategy.site!r}'}"
+        )
+    return method
+
+
+def _chosen(method: "Method", image: Any, k: int) -> list[int]:  # noqa: ANN401
+    """What a strategy keeps of an image, given as `Tokens` or as an array."""
+    import torch
+
+    tokens = image if isinstance(image, Tokens) else Tokens(torch.as_tensor(image))
+    kept: list[int] = method.strategy(keep=k).select(tokens).indices.tolist()
+    return kept
+
+
 def _source(args: argparse.Namespace) -> str:
     if args.synthetic:
         return f"synthetic tokens: {args.synthetic}, n = {args.size}, d = {args.width}"
     return ", ".join(path.name for path in args.tokens) or "visual tokens of the bundled model, test scenes"
 
 
-def _images(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Names and (n, d) tokens of the images that the arguments ask for."""
+def _images(args: argparse.Namespace, methods: Sequence["Method"] = ()) -> Iterator[tuple[str, Any]]:
+    """Names of the images that the arguments ask for, and `Tokens` from a model or an array (n, d) from elsewhere."""
     if args.synthetic and args.tokens:
         raise ValueError("give TOKENS or --synthetic, not both")
     if args.synthetic:
@@ -125,8 +166,10 @@ def _images(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         from tokenprune.evaluate.loading import load
 
         logging.disable_progress_bar()
-        for image in bundled_images(load(), args.images, seed=args.seed):
-            yield image.id, image.tokens.visual
+        strategies = [method.strategy(keep=2) for method in methods]
+        want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))
+        for image in bundled_images(load(), args.images, seed=args.seed, want=want):
+            yield image.id, image.tokens
 
 
 def read_tokens(path: Path) -> Iterator[tuple[str, Any]]:
@@ -179,7 +222,7 @@ def _write_manifest(rows: Sequence["GapRow"], args: argparse.Namespace) -> None:
     from tokenprune.evaluate.manifest import Item, Manifest, Summary, shell_line, write_manifest
     from tokenprune.evaluate.run_report import write_report
 
-    options = ("keep", "distance", "images", "synthetic", "size", "width", "time_limit", "seed")
+    options = ("keep", "strategy", "distance", "images", "synthetic", "size", "width", "time_limit", "seed")
     configuration = {name: getattr(args, name) for name in options}
     configuration |= {"tokens": [str(path) for path in args.tokens], "source": _source(args)}
     manifest = Manifest(

@@ -1,7 +1,7 @@
 """How far each method is from the best possible set, on one image: the numbers behind `tokenprune gap`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -68,6 +68,7 @@ def measure_gap(
     time_limit: float | None = 10.0,
     image: str = "0",
     seed: int = 0,
+    others: Mapping[str, Callable[[], Sequence[int]]] | None = None,
 ) -> list[GapRow]:
     """Select k tokens with every method and measure each against the best bound that can be proved.
 
@@ -78,12 +79,13 @@ def measure_gap(
         time_limit: seconds for the exact solver.
         image: name for the rows.
         seed: of the random subset.
+        others: further methods by name, each a function that gives its k tokens.
 
     Returns:
         One row per method, the exact solver's last.
 
     Raises:
-        ValueError: for k outside 2..n-1 or a bad `x`.
+        ValueError: for k outside 2..n-1, a bad `x`, or one of `others` that does not give k different tokens.
 
     Examples:
         >>> from tokenprune.repmax import token_cloud
@@ -96,7 +98,7 @@ def measure_gap(
     matrix = distance_matrix(x, distance, owner="measure_gap")
     problem = prepare(x, k, distance=distance, owner="measure_gap")
     result = exact_repmax(x, k, distance=distance, solver="bnb", time_limit=time_limit)
-    chosen = _selections(problem, seed)
+    chosen = _selections(problem, seed, others or {})
     chosen.append(("exact", result.indices, result.seconds))
     best = np.zeros(problem.n)
     best[result.indices] = 1.0
@@ -126,7 +128,9 @@ def measure_gap(
     return rows
 
 
-def _selections(problem: Problem, seed: int) -> list[tuple[str, Indices, float]]:
+def _selections(
+    problem: Problem, seed: int, others: Mapping[str, Callable[[], Sequence[int]]]
+) -> list[tuple[str, Indices, float]]:
     matrix, linear, k = problem.matrix, problem.linear, problem.k
     methods: list[tuple[str, Callable[[], Any]]] = [
         ("random", lambda: np.random.default_rng(seed).permutation(problem.n)[:k]),
@@ -135,11 +139,14 @@ def _selections(problem: Problem, seed: int) -> list[tuple[str, Indices, float]]
         ("reverse_greedy", lambda: backward(matrix, linear, k)),
         ("greedy+swap", lambda: swap_search(problem, greedy_for(problem))),
         ("relax_round", lambda: rounded(problem)),
+        *others.items(),
     ]
     result = []
     for name, run in methods:
         start = time.perf_counter()
-        members = np.sort(run()).astype(np.int64)
+        members = np.sort(np.asarray(run())).astype(np.int64)
+        if name in others and (np.unique(members).size != k or members.size != k):
+            raise ValueError(f"measure_gap: {name} gave {members.size} tokens where {k} different ones were asked for")
         result.append((name, members, time.perf_counter() - start))
     return result
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tokenprune.cli.gap import parse_keep, percent, read_tokens
+from tokenprune.cli.gap import _method, parse_keep, percent, read_tokens
 from tokenprune.cli.main import main
 from tokenprune.repmax import GapRow, exact_repmax, greedy_repmax, measure_gap, token_cloud
 
@@ -88,3 +88,11 @@ def test_reading(tmp_path: Path) -> None:
         measure_gap(np.eye(4), 4)
     assert parse_keep(" 12.5%") == 0.125
     assert percent(0.0) == "0"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("grid_pool", "makes new ones"), ("fastv", "acts at the site 'decoder'"), ("tome", "makes new")]
+)
+def test_strategies_that_do_not_choose_before_the_language_model_are_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        _method(text)
