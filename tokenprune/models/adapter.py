@@ -132,7 +132,16 @@ class Adapter(ABC):
         return frozenset({"text", "question", "grid", "key"})
 
     def has_visual(self, call: Mapping[str, Any]) -> bool:
-        """Whether a call of the model brings images or videos."""
+        """Whether a call of the model brings images or videos.
+
+        Raises:
+            UnsupportedError: when it brings videos and the family takes none.
+        """
+        if call.get("pixel_values_videos") is not None and "pixel_values_videos" not in self.visual_keys:
+            raise UnsupportedError(
+                f"prune: {type(self.model).__name__} takes no videos{self.because('video')}; "
+                "leave pixel_values_videos out"
+            )
         return any(call.get(name) is not None for name in self.visual_keys)
 
     def because(self, name: str) -> str:

@@ -21,6 +21,7 @@ class LlavaAdapter(Adapter):
     """
 
     model_types: ClassVar[frozenset[str]] = frozenset({"llava"})
+    reasons: ClassVar[Mapping[str, str]] = {"video": "the family takes images only"}
     sites: ClassVar[frozenset[str]] = frozenset({"tower", "projector", "decoder"})
     modality_keys: ClassVar[tuple[str, ...]] = (
         "pixel_values",
