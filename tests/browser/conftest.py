@@ -16,7 +16,7 @@ def find_browser() -> str | None:
     return named or next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it is open, no other event loop can run in this thread
 def browser() -> Iterator[Browser]:
     program = find_browser()
     if program is None:
