@@ -116,11 +116,11 @@ class GapAccuracyReport:
             colour = "#0072B2" if name in NEAR else "#777777"
             ax.errorbar(mean.value, place, xerr=ends, fmt="o", color=colour, markersize=4, capsize=2)
         ax.set_yticks(
-            range(len(self.names)), [f"{name} (gap {100 * self.gap[name].value:.2g}%)" for name in self.names]
+            range(len(self.names)), [f"{name} (gap {100 * self.gap[name].value:.3g}%)" for name in self.names]
         )
         ax.set_ylim(len(self.names) - 0.5, -0.5)
-        texts = {"accuracy": "accuracy", "divergence": "KL from dense at the first answer token, nats"}
-        ax.set_xlabel(f"{texts[measure]}, 95% interval over images")
+        texts = {"accuracy": "accuracy, 95% interval over images", "divergence": "KL from dense, nats, 95% interval"}
+        ax.set_xlabel(texts[measure])
         ax.set_title(f"{show_budget(self.keep)} kept, {self.distance}", loc="left")
         return ax
 

@@ -14,19 +14,32 @@ from tokenprune.cli.main import main as tokenprune
 from tokenprune.evaluate.environment import git_state, package_versions
 
 RESULTS = Path(__file__).parent / "results"
-# Per analysis: options, and files of its folder with their names under results.
+# Per analysis: the words of its command, and files of its folder with their names under results.
 ANALYSES: dict[str, tuple[list[str], dict[str, str]]] = {
-    "alignment": (["--count", "200"], {"alignment.csv": "analyze_alignment.csv", "alignment.png": "alignment.png"}),
-    "redundancy": (["--count", "100"], {"redundancy.csv": "analyze_redundancy.csv"}),
+    "alignment": (
+        ["alignment", "--count", "200"],
+        {"alignment.csv": "analyze_alignment.csv", "alignment.png": "alignment.png"},
+    ),
+    "redundancy": (["redundancy", "--count", "100"], {"redundancy.csv": "analyze_redundancy.csv"}),
+    "layers": (["redundancy", "--layers"], {"layers.csv": "analyze_layers.csv", "layers.png": "analyze_layers.png"}),
     "diagnostics": (
-        ["--count", "100"],
+        ["diagnostics", "--count", "100"],
         {"diagnostics.csv": "analyze_diagnostics.csv", "overlap.csv": "analyze_overlap.csv"},
     ),
-    "ablation": (["--count", "200"], {"ablation.csv": "analyze_ablation.csv"}),
-    "spatial": (["--count", "200"], {"spatial.csv": "analyze_spatial.csv"}),
+    "ablation": (
+        ["ablation", "--count", "200"],
+        {"ablation.csv": "analyze_ablation.csv", "ablation.png": "analyze_ablation.png"},
+    ),
+    "spatial": (["spatial", "--count", "200"], {"spatial.csv": "analyze_spatial.csv"}),
+    "letterbox": (["spatial", "--letterbox"], {"spatial.csv": "analyze_letterbox.csv"}),
     "damage": (
-        ["--count", "400"],
+        ["damage", "--count", "400"],
         {"damage.csv": "analyze_damage.csv", "turns.csv": "analyze_turns.csv", "tests.csv": "analyze_tests.csv"},
+    ),
+    "gap": (["gap"], {"gap_accuracy.csv": "analyze_gap.csv", "gap_accuracy.png": "analyze_gap.png"}),
+    "information": (
+        ["information"],
+        {"information.csv": "analyze_information.csv", "information.png": "analyze_information.png"},
     ),
 }
 
@@ -35,16 +48,16 @@ def main(names: tuple[str, ...] = tuple(ANALYSES)) -> int:
     """Run the analyses and copy their tables."""
     RESULTS.mkdir(exist_ok=True)
     for name in names:
-        options, files = ANALYSES[name]
+        words, files = ANALYSES[name]
         with tempfile.TemporaryDirectory() as folder:
-            if tokenprune(["analyze", name, *options, "--out", folder]) != 0:
+            if tokenprune(["analyze", *words, "--out", folder]) != 0:
                 raise RuntimeError(f"analyze {name} did not finish")
             for source, target in files.items():
                 # The folder of a run that can be resumed ends with the hash of its configuration.
-                (run,) = Path(folder).glob(f"analyze-{name}*")
+                (run,) = Path(folder).iterdir()
                 shutil.copy(run / source, RESULTS / target)
     facts = {
-        "options": {name: options for name, (options, _) in ANALYSES.items()},
+        "options": {name: words for name, (words, _) in ANALYSES.items()},
         "versions": package_versions(),
         "git": git_state(),
     }
