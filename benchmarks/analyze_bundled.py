@@ -1,7 +1,7 @@
 """Every analysis on the bundled model: what docs/results.md and docs/findings.md read.
 
 Writes the tables of each analysis as analyze_<name>.csv (alignment also as alignment.png) into benchmarks/results/, and
-analyze.json with versions and commit.
+analyze.json with the versions, and for each analysis its command and commit.
 """
 
 import json
@@ -56,12 +56,12 @@ def main(names: tuple[str, ...] = tuple(ANALYSES)) -> int:
                 # The folder of a run that can be resumed ends with the hash of its configuration.
                 (run,) = Path(folder).iterdir()
                 shutil.copy(run / source, RESULTS / target)
-    facts = {
-        "options": {name: words for name, (words, _) in ANALYSES.items()},
-        "versions": package_versions(),
-        "git": git_state(),
-    }
-    (RESULTS / "analyze.json").write_text(json.dumps(facts, indent=2) + "\n")
+    file = RESULTS / "analyze.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    state = git_state()
+    done = {name: {"command": ANALYSES[name][0], "commit": state and state["commit"]} for name in names}
+    facts = {"analyses": {**known.get("analyses", {}), **done}, "versions": package_versions()}
+    file.write_text(json.dumps(facts, indent=2) + "\n")
     return 0
 
 

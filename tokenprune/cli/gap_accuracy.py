@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from tokenprune.analysis import GapAccuracyReport, analyse_gap
 from tokenprune.analysis.intervals import show
 from tokenprune.cli.answer_analyses import Request
-from tokenprune.cli.outcome import Outcome, Table, new_figure
+from tokenprune.cli.outcome import Outcome, Table, new_figure, numbers
 from tokenprune.evaluate.methods import show_budget
-from tokenprune.evaluate.statistics import Interval
 
 
 def gap(request: Request) -> Outcome:
@@ -45,11 +44,12 @@ def gap(request: Request) -> Outcome:
             found = {"gap": report.gap[name], "accuracy": report.accuracy[name], "divergence": report.divergence[name]}
             if name in report.against_greedy:
                 found["accuracy_minus_greedy"] = report.against_greedy[name]
-            rows.extend((budget, name, measure, *_numbers(mean)) for measure, mean in found.items())
+                found["divergence_minus_greedy"] = report.nearer_than_greedy[name]
+            rows.extend((budget, name, measure, *numbers(mean)) for measure, mean in found.items())
             if name in report.p_corrected:
                 rows.append((budget, name, "p_greedy_holm", f"{report.p_corrected[name]:.6g}", "", "", ""))
         for name in ("path", "path_divergence", "near", "near_divergence"):
-            rows.append((budget, "correlation within images", name, *_numbers(getattr(report, name))))
+            rows.append((budget, "correlation within images", name, *numbers(getattr(report, name))))
         rows.append((budget, "exact", "proved", f"{report.proved:.6g}", "", "", ""))
         samples.extend(
             (budget, sample, name, f"{value:.9g}", f"{bound:.9g}", f"{gap:.6g}", int(right), f"{apart:.6g}")
@@ -99,7 +99,3 @@ def _body(report: GapAccuracyReport) -> list[list[str]]:
         body.append([name, gap, show(report.accuracy[name], percent=True), difference, p_value])
         body[-1].append(show(report.divergence[name]))
     return body
-
-
-def _numbers(mean: Interval) -> tuple[object, ...]:
-    return (*(f"{number:.6g}" for number in (mean.value, mean.low, mean.high)), mean.units)

@@ -76,6 +76,8 @@ def test_the_bundled_model_answers_on_the_sets() -> None:
     assert report.names[:2] == ("random 100%", "random 75%")
     assert report.gap["random 100%"].value > 0.5 > 0.01 > report.gap["greedy"].value >= report.gap["exact"].value
     assert "greedy" not in report.against_greedy
+    difference = report.divergence["exact"].value - report.divergence["greedy"].value
+    assert report.nearer_than_greedy["exact"].value == pytest.approx(difference)
     assert len(report.rows) == 5 * 10
     assert report.divergence["random 100%"].value > report.divergence["greedy"].value
     assert "points" in report.explanation[0]
