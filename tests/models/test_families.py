@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.models.decoder_oracle import Attended, InDecoder, Stage, by_content, most_attended
+from tests.models.decoder_oracle import Attended, InDecoder, Rule, Stage, View, by_content, most_attended
 from tests.models.family_oracle import BATCHES, FAMILIES, IN_DECODER, VIDEO_BATCHES, check_family, check_inside, tiny
 from tests.models.oracle import ByContent, InPickOrder, KeepAll, traces
+from tests.parity import references
 from tokenprune import prune, prune_inputs
+from tokenprune.baselines import VTW, FitPruneStage, SparseVLM
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, compact, select_tokens
 
 ATTENTION = ["sdpa", "eager"]
@@ -64,6 +67,49 @@ def test_stages_before_and_inside(family: str, positions: Any) -> None:
     stages = [Stage(2, positions, by_content(first)), Stage(3, positions, most_attended(number))]
     strategy = ByContent(seed=3) >> first >> second
     check_inside(family, "sdpa", inputs, strategy, stages, positions, before=ByContent(seed=3), policy=positions)
+
+
+def least_received(drop: int) -> Rule:
+    """FitPrune's rule, where a stage behind the layer leaves the same as one within it."""
+
+    def rule(view: View) -> list[Tensor]:
+        taken = {int(slot) for image in view.images for slot in image}
+        kept = []
+        for image in view.images:
+            text = [slot for slot in range(int(image[-1]), view.attention.shape[1]) if slot not in taken]
+            rows = view.attention[:, [*image.tolist(), *text]][:, :, image].numpy()
+            kept.append(torch.from_numpy(references.fitprune(rows, n_image=len(image), delete=drop)))
+        return kept
+
+    return rule
+
+
+@pytest.mark.parametrize("batch", ["padded", "one row"])
+@pytest.mark.parametrize("family", IN_DECODER)
+def test_cuts_within_a_layer_and_withdrawal(family: str, batch: str) -> None:
+    inputs = tiny(family)[1](BATCHES[batch])
+    strategy = FitPruneStage(3, layer=2) >> VTW(layer=3)
+    stages = [
+        Stage(2, "original", least_received(3)),
+        Stage(3, "original", lambda view: [torch.arange(0) for _ in view.images]),
+    ]
+    record = check_inside(family, "sdpa", inputs, strategy, stages, "original")
+    assert all(image.tokens_kept == 0 < image.layer_tokens[2] for image in record.images)
+
+
+@pytest.mark.parametrize("family", IN_DECODER)
+def test_tokens_made_inside_the_decoder_in_a_batch_equal_single_rows(family: str) -> None:
+    model, make_inputs = tiny(family)
+    strategy = SparseVLM(3, schedule=(5, 3), layers=(2, 3))
+    settings = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with prune(model, strategy) as together:
+        many = model.generate(**make_inputs(BATCHES["padded"]), **settings)
+    assert all(image.extra_tokens for image in together.images)
+    for row, prompt in enumerate(BATCHES["padded"]):
+        with prune(model, strategy):
+            single = model.generate(**make_inputs([prompt]), **settings)
+        for a, b in zip(many.logits, single.logits, strict=True):
+            assert (a[row] - b[0]).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("attention", ATTENTION)

@@ -200,7 +200,9 @@ class DecoderRun:
             hidden = self._cut(self.cuts[layer], hidden, kwargs)
         following = self.cuts.get(layer + 1)
         if following is not None:
-            reader = reader_for(following.wants, self.layout, self.copies)
+            blocks = self._mask_options(self.layout).get("block_sequence_ids")
+            blocks = None if blocks is None else blocks[:: self.copies]
+            reader = reader_for(following.wants, self.layout, self.copies, blocks)
             if reader is not None:
                 self.seen = self.taps.enter_context(tap(self.adapter.decoder_attention[layer], reader))
         if layer == self.plan.cuts[-1].layer:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokenprune.models.errors import UnsupportedError
@@ -27,13 +27,17 @@ MID_LAYER = frozenset(_BY_TAP) | {"decoder_entered", "decoder_text"}
 """Fields that are known as soon as that layer's attention is."""
 
 
-def reader_for(want: Collection[str], layout: Layout, copies: int) -> Reader | None:
+def reader_for(
+    want: Collection[str], layout: Layout, copies: int, blocks: Int[Tensor, "b k"] | None = None
+) -> Reader | None:
     """A reader for a `tap` on the layer before a cut; None when no wanted field comes from there.
 
     Args:
         want: names of `Tokens` fields.
         layout: what stands in the sequences that the layer gets.
         copies: rows per prompt (beams); the first of them is read, so that all share one choice.
+        blocks: int64 (b, k), slots of equal numbers from 0 on see each other, also what stands behind; None where every
+            slot sees what stands before it.
 
     Returns:
         Function from queries, keys and scaling to the readings by name, prompts first.
@@ -51,7 +55,7 @@ def reader_for(want: Collection[str], layout: Layout, copies: int) -> Reader | N
         if "attention" in readings:
             seen["attention"] = attention_rows(query[:, :, -1:], key, scaling, mask)[:, :, 0]
         for image in range(len(layout.rows)) if readings & {"text_attention", "peaks"} else ():
-            for name, value in _read_image(image, query, key, scaling, layout, readings).items():
+            for name, value in _read_image(image, query, key, scaling, layout, blocks, readings).items():
                 seen.setdefault(name, []).append(value)
         if "keys" in readings:
             seen["keys"] = key.transpose(1, 2).flatten(2).clone()  # a static cache writes on into its slots
@@ -61,7 +65,13 @@ def reader_for(want: Collection[str], layout: Layout, copies: int) -> Reader | N
 
 
 def _read_image(
-    image: int, query: Tensor, key: Tensor, scaling: float, layout: Layout, readings: Collection[str]
+    image: int,
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    layout: Layout,
+    blocks: Tensor | None,
+    readings: Collection[str],
 ) -> dict[str, Tensor]:
     """Attention to one image's tokens from themselves and from the text behind."""
     row, slots = layout.rows[image], layout.slots[image].to(key.device)
@@ -72,8 +82,12 @@ def _read_image(
             "the decoder chooses by what that text attends to; put the question behind the image"
         )
     one, asking = slice(row, row + 1), torch.cat([slots, text]) if "peaks" in readings else text
-    visible = layout.mask[one].to(key.device)
-    rows = attention_rows(query[one][:, :, asking], key[one], scaling, visible, asking)[0][..., slots]
+    visible = torch.arange(key.shape[2], device=key.device) <= asking[:, None]
+    if blocks is not None:
+        block = blocks[row].to(key.device)
+        visible = visible | ((block == block[asking][:, None]) & (block >= 0))
+    visible = (visible & layout.mask[row].to(key.device))[None]
+    rows = attention_rows(query[one][:, :, asking], key[one], scaling, visible)[0][..., slots]
     seen = {}
     if "peaks" in readings:
         strongest, n = rows.amax(0), slots.shape[0]

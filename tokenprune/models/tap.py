@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -42,8 +42,7 @@ def attention_rows(
     query: Float[Tensor, "b h q d"],
     key: Float[Tensor, "b g n d"],
     scaling: float,
-    visible: Bool[Tensor, "b n"] | None = None,
-    slots: Int[Tensor, " q"] | None = None,
+    visible: Bool[Tensor, "b n"] | Bool[Tensor, "b q n"] | None = None,
 ) -> Float[Tensor, "b h q n"]:
     """Softmax attention of the given queries to all keys, in float32.
 
@@ -51,17 +50,14 @@ def attention_rows(
         query: the wanted query rows only.
         key: all keys; h must be a multiple of g (grouped-query attention).
         scaling: factor on the inner products.
-        visible: bool (b, n), False on keys that nobody attends to (padding); None for no such keys.
-        slots: int64 (q,), the place of each query among the keys, for a causal mask; None for none.
+        visible: bool (b, n), False on keys that nobody attends to (padding), or (b, q, n), what each query attends to;
+            None for everything.
     """
     groups = query.shape[1] // key.shape[1]
     keys = key.repeat_interleave(groups, dim=1) if groups > 1 else key
     logits = (query.float() @ keys.float().transpose(-1, -2)) * scaling
     if visible is not None:
-        logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
-    if slots is not None:
-        later = torch.arange(key.shape[2], device=slots.device) > slots[:, None]
-        logits = logits.masked_fill(later, -torch.inf)
+        logits = logits.masked_fill(~(visible[:, None, None] if visible.ndim == 2 else visible[:, None]), -torch.inf)
     return torch.softmax(logits, dim=-1)
 
 
