@@ -34,12 +34,19 @@ CPU = torch.device("cpu")
 ROUTES: tuple[Route, ...] = ("host", "torch", "lazy")
 # Multiply-adds per second and bytes per second, far below any machine's: what an estimate says to be long is left out.
 RATE, READ = 2e10, 4e9
+_LONGEST = 15.0
 Row = dict[str, Any]
 
 
-def in_turns(ways: dict[str, Callable[[], object]], seconds: float, most: int = 25) -> dict[str, list[float]]:
-    """Milliseconds of each way, one list entry per turn; at least three turns, after one that does not count."""
-    for way in ways.values():
+def in_turns(
+    ways: dict[str, Callable[[], object]], seconds: float, most: int = 25, *, once: bool = False
+) -> dict[str, list[float]]:
+    """Milliseconds of each way, one list entry per turn; at least three turns, after one that does not count.
+
+    `once` is for what takes seconds: a single turn, which counts.
+    """
+    most = 1 if once else most
+    for way in () if once else ways.values():
         way()
     taken: dict[str, list[float]] = {name: [] for name in ways}
     begun = time.perf_counter()
@@ -162,10 +169,9 @@ def memory() -> Row:
     }
 
 
-def long(route: str, n: int, k: int, d: int, batch: int) -> bool:
-    """Whether a measurement would take minutes, by an estimate for a slow machine."""
-    each = k * n * d * 4 / READ if route == "lazy" else n * n * d / RATE
-    return each * batch > 20
+def estimate(route: str, n: int, k: int, d: int, batch: int) -> float:
+    """Seconds on a slow machine."""
+    return batch * (k * n * d * 4 / READ if route == "lazy" else n * n * d / RATE)
 
 
 def routes(quick: bool, seconds: float) -> Iterator[Row]:
@@ -175,7 +181,8 @@ def routes(quick: bool, seconds: float) -> Iterator[Row]:
     for n, d, batch in [(576, 1024, 1), (576, 4096, 1), (2880, 1024, 1), (576, 1024, 8)] if quick else sizes:
         for dtype in (torch.float32,) if quick or n > 3000 else (torch.float32, torch.bfloat16):
             stack = noise(n, d, batch, dtype)
-            for k in (32, n // 9, n // 2) if quick else (16, 32, 64, n // 16, n // 9, n // 4, n // 2):
+            few = (32, n // 9, n // 2) if n < 10_000 else (32, n // 16)
+            for k in few if quick or n > 10_000 else (16, 32, 64, n // 16, n // 9, n // 4, n // 2):
                 yield from one_size(stack, k, dtype, seconds)
 
 
@@ -184,11 +191,13 @@ def one_size(stack: list[torch.Tensor], k: int, dtype: torch.dtype, seconds: flo
     (n, d), batch = stack[0].shape, len(stack)
     ways: dict[str, Callable[[], object]] = {}
     for route in ROUTES:
-        if not long(route, n, k, d, batch) and (route == "lazy" or n * n * 4 <= MATRIX_BYTES):
+        fits = n * n * 4 <= MATRIX_BYTES and (route == "host" or n < 10_000)
+        if estimate(route, n, k, d, batch) < _LONGEST and (route == "lazy" or fits):
             ways[route] = lambda route=route: pick_each(stack, [k] * batch, starts=["sum"] * batch, route=route)  # type: ignore[misc]
-    if not long("host", n, k, d, batch):
+    if estimate("host", n, k, d, batch) < _LONGEST:
         ways["matrix product"] = lambda: [x.float() @ x.float().T for x in stack]
-    taken = in_turns(ways, seconds, most=9) if ways else {}
+    once = max(estimate(name, n, k, d, batch) for name in (*ways, "host")) > 2
+    taken = in_turns(ways, seconds, most=9, once=once) if ways else {}
     for name, values in taken.items():
         yield {
             "n": n,
