@@ -38,6 +38,19 @@ for positions in (None, "original", "compact"):
     assert {image.tokens_kept for image in record.images} == {3}
 adapter = adapter_for(model)
 build_prompt(adapter, inputs, adapter.encode(inputs, EVERYTHING)).tokens()
+from tests.models import family_oracle
+
+for family in family_oracle.FAMILIES:
+    model, make_inputs = family_oracle.tiny(family)
+    adapter = adapter_for(model)
+    videos = "pixel_values_videos" in adapter.visual_keys
+    inputs = make_inputs(["see <0> and [1] there" if videos else "see <0> and <1> there", "no image"])
+    for positions in ("original", "compact"):
+        family_oracle.check_family(family, "sdpa", inputs, InPickOrder(), positions)
+    build_prompt(adapter, inputs, adapter.encode(inputs, adapter.signals)).tokens()
+    if "decoder" in adapter.sites:
+        with prune(model, "greedy_repmax(keep=0.5) >> pyramiddrop_stage(keep=4, layer=2) >> fastv(keep=3, layer=3)"):
+            model.generate(**inputs, max_new_tokens=3, num_beams=2)
 print("done")
 """
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from tests.models.family_oracle import tiny
 from tokenprune.models import adapter_for
 from tokenprune.models.shuffled import Run
-from tokenprune.testing.tiny_families import FENCE, NEXT_SIZES, PART, WHOLE, next_shape
+from tokenprune.testing.tiny_family import FENCE, PART, WHOLE
+from tokenprune.testing.tiny_tiles import NEXT_SIZES, next_shape
 
 PROMPTS = ["look at <0> and <1> now", "then <2>", "and <3> last"]
 SIGNALS = ("cls_attention", "cls_attention_first", "vision_keys", "vision_states")
