@@ -19,6 +19,9 @@ from tokenprune.analysis import (
 )
 from tokenprune.evaluate import bundled_samples
 from tokenprune.evaluate.batches import processed
+from tokenprune.models import adapter_for
+from tokenprune.models.prompt import is_placeholder
+from tokenprune.testing.tiny_families import tiny_families, tiny_model
 
 
 def states_of(inputs: dict[str, torch.Tensor]) -> list[LayerStates]:
@@ -43,6 +46,23 @@ def test_states_are_those_that_transformers_hands_out() -> None:
         torch.testing.assert_close(loaded.model.model.language_model.norm(last.visual), wanted[-1][0, visual])
     words = inputs["input_ids"][0, ~visual].tolist()
     assert found[0].distinct.tolist() == [i for i, word in enumerate(words) if word not in words[:i]]
+
+
+@pytest.mark.parametrize("family", tiny_families())
+def test_every_family_gives_the_states_that_its_layers_get(family: str) -> None:
+    model, make_inputs = tiny_model(family)
+    inputs = make_inputs(["what is in <0> now what"])
+    found: list[LayerStates] = []
+    stream_layers(model, dict(inputs), found.append)
+    with torch.no_grad():
+        wanted = model.model(**inputs, output_hidden_states=True).hidden_states
+    visual = is_placeholder(inputs["input_ids"], adapter_for(model))[0]
+    assert [states.layer for states in found] == list(range(len(wanted)))
+    torch.testing.assert_close(found[0].visual, wanted[0][0, visual])
+    # Text alone further in: Qwen3-VL adds to the visual tokens between layers, behind what transformers hands out.
+    for states, hidden in zip(found[:-1], wanted, strict=False):
+        torch.testing.assert_close(states.text, hidden[0, ~visual])
+    assert len(found[0].distinct) < len(found[0].text)  # "what" stands twice
 
 
 def test_nothing_is_left_on_the_model_and_text_alone_is_refused() -> None:
