@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 FINGERPRINT := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN_STAMP := $(VENV)/.run-$(FINGERPRINT)
 DEV_STAMP := $(VENV)/.dev-$(FINGERPRINT)
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.dev-$(FINGERPRINT)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -17,7 +19,8 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@echo "make demo   install, then compare pruning strategies on the bundled model and real images"
 	@echo "make test   install, then run every test that needs no GPU"
-	@echo "make test-matrix  run every model family with every backend, position policy, batch shape and cache"
+	@echo "make test-matrix  run every model family with every backend, position policy, batch shape and cache, and the"
+	@echo "            tests of models with the oldest supported transformers, in an environment of its own"
 	@echo "make check  lint, format, types, import layers, documentation build"
 	@echo "make docs   build the documentation site into site/"
 	@echo "make bench  measure speed on this machine, a few minutes, into benchmarks/results/"
@@ -38,14 +41,24 @@ $(DEV_STAMP): $(RUN_STAMP)
 	$(PIP) --editable '.[eval,analysis,dev,docs]'
 	@touch $@
 
+# The other end of the supported range: everything pinned as above, except transformers and what must move with it.
+$(OLDEST_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(transformers|huggingface_hub)==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
+		transformers==5.17.0 --editable '.[eval,analysis,dev]'
+	@touch $@
+
 demo: $(RUN_STAMP)
 	$(BIN)/tokenprune compare
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not matrix"
 
-test-matrix: $(DEV_STAMP)
+test-matrix: $(DEV_STAMP) $(OLDEST_STAMP)
 	$(BIN)/python -m pytest -m matrix tests
+	$(OLDEST)/bin/python -m pytest -m "not gpu" tests/models
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -15,14 +15,18 @@ FLASH = "flash_attention_2"
 calls: dict[str, int] = {"dense": 0, "packed": 0}
 
 
-def one(q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool) -> Tensor:
-    """Attention of one sequence, (n, h, d) each; the causal mask is aligned at the ends, as since version 2.1."""
+def one(q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool, window: tuple[int, int]) -> Tensor:
+    """Attention of one sequence, (n, h, d) each; masks are aligned at the ends, as since version 2.1."""
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     logits = torch.einsum("qhd,khd->hqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
-        seen = torch.ones(q.shape[0], k.shape[0], dtype=torch.bool).tril(k.shape[0] - q.shape[0])
-        logits = logits.masked_fill(~seen, -torch.inf)
+    ahead = torch.arange(k.shape[0]) - (torch.arange(q.shape[0]) + k.shape[0] - q.shape[0])[:, None]
+    seen = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
+    if window[0] >= 0:
+        seen &= ahead >= -window[0]
+    if window[1] >= 0:
+        seen &= ahead <= window[1]
+    logits = logits.masked_fill(~seen, -torch.inf)
     return torch.einsum("hqk,khd->qhd", logits.softmax(-1).nan_to_num(0.0), v)
 
 
@@ -37,11 +41,10 @@ def flash_attn_func(
     softcap: float = 0.0,
     deterministic: bool = False,
 ) -> Tensor:
-    assert window_size == (-1, -1)
     assert not dropout_p
     assert not softcap
     calls["dense"] += 1
-    return torch.stack([one(*row, softmax_scale, causal) for row in zip(q, k, v, strict=True)])
+    return torch.stack([one(*row, softmax_scale, causal, window_size) for row in zip(q, k, v, strict=True)])
 
 
 def flash_attn_varlen_func(
@@ -59,14 +62,13 @@ def flash_attn_varlen_func(
     softcap: float = 0.0,
     deterministic: bool = False,
 ) -> Tensor:
-    assert window_size == (-1, -1)
     assert not dropout_p
     assert not softcap
     calls["packed"] += 1
     parts = []
     for i in range(len(cu_seqlens_q) - 1):
         queries, keys = (slice(int(c[i]), int(c[i + 1])) for c in (cu_seqlens_q, cu_seqlens_k))
-        parts.append(one(q[queries], k[keys], v[keys], softmax_scale, causal))
+        parts.append(one(q[queries], k[keys], v[keys], softmax_scale, causal, window_size))
     return torch.cat(parts)
 
 

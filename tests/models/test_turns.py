@@ -15,7 +15,7 @@ from tokenprune.baselines import FastV, GridPool
 from tokenprune.models import Record, UnsupportedError
 from tokenprune.models.cache_state import unlock
 from tokenprune.strategy import PositionPolicy
-from tokenprune.testing import reference_logits
+from tokenprune.testing import reference_logits, tiny_model
 
 STEPS = 3
 SETTINGS: dict[str, Any] = {
@@ -247,6 +247,21 @@ def test_a_cache_of_a_stage_inside_the_decoder_cannot_be_continued() -> None:
         again = say(make_inputs, output.sequences, inputs["attention_mask"], ["and why"], inputs["pixel_values"])
         with pytest.raises(UnsupportedError, match="different numbers of tokens"):
             model.generate(**again, past_key_values=output.past_key_values, **SETTINGS)
+
+
+@pytest.mark.parametrize(("family", "message"), [("paligemma", "every token of its prompt"), ("gemma3", "new images")])
+def test_families_that_cannot_continue_a_cache(family: str, message: str) -> None:
+    model, make_inputs = tiny_model(family)
+    first, more = make_inputs(["look at <0> now"]), make_inputs(["look at <0> now and <4> why"])
+    length = first["input_ids"].shape[1]
+    with prune(model, ByContent()):
+        output = model.generate(**first, max_new_tokens=1, return_dict_in_generate=True)
+        ids = torch.cat([output.sequences, more["input_ids"][:, length:]], dim=1)
+        again = {**more, "input_ids": ids}
+        for name in ("attention_mask", "token_type_ids"):
+            again[name] = torch.cat([more[name][:, :length], more[name][:, length - 1 :]], dim=1)
+        with pytest.raises(UnsupportedError, match=message):
+            model.generate(**again, past_key_values=output.past_key_values, max_new_tokens=1)
 
 
 def test_a_failed_call_leaves_a_cache_that_is_not_continued() -> None:

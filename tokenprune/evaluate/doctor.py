@@ -24,6 +24,8 @@ MakeInputs = Callable[[Sequence[str]], Inputs]
 QUESTIONS = ("what is this ?", "tell me what there is to see in the picture , please ?")
 KEEP = 0.25
 STEPS = 3
+SUFFIX = {"paligemma": 1}
+"""`token_type_ids` of generated text, for families in which that of the prompt sees what comes after it."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference of logits, relative to the largest logit; 0.05 in half precision."""
 
@@ -95,6 +97,7 @@ class _Patient:
             "max_new_tokens": STEPS,
             "min_new_tokens": STEPS,
             "do_sample": False,
+            "suppress_tokens": sorted(self.adapter.image_token_ids),  # random weights would say anything
             "output_logits": True,
             "return_dict_in_generate": True,
         }
@@ -195,6 +198,12 @@ def _inside(patient: _Patient) -> tuple[str, float | None]:
 
 
 def _against_masked(patient: _Patient, strategy: PruningStrategy, layer: int) -> tuple[str, float | None]:
+    window = getattr(patient.adapter.decoder.config, "sliding_window", None)
+    if window is not None and window < patient.ids.shape[1]:
+        raise UnsupportedError(
+            f"sliding windows of {window} tokens count the tokens that are there: removing is not masking, and there "
+            "is nothing to compare with"
+        )
     with prune(patient.model, strategy, positions="original") as record:
         logits = patient.forward(patient.inputs)
     total = len(patient.columns)
@@ -252,19 +261,28 @@ def _decoding(patient: _Patient) -> tuple[str, float | None]:
         output = patient.generate(patient.inputs)
         for step in range(STEPS):
             ids = output.sequences[:, : patient.ids.shape[1] + step]
-            expected = patient.forward(_longer(patient.inputs, ids))
+            expected = patient.forward(longer(patient.inputs, ids, patient.model.config.model_type))
             what = f"those without a cache at step {step}"
             worst = max(worst, patient.compare(output.logits[step], expected, what))
     return f"{STEPS} steps", worst
 
 
-def _longer(inputs: Inputs, ids: Tensor) -> Inputs:
-    """The same prompt with more text behind it."""
+def longer(inputs: Inputs, ids: Tensor, family: str) -> Inputs:
+    """The same prompt with more text behind it.
+
+    Args:
+        inputs: the model's arguments.
+        ids: int64 (b, l + more).
+        family: `model_type` of the model.
+    """
     more = ids.shape[1] - inputs["input_ids"].shape[1]
     changed = {"input_ids": ids}
     for name, value in inputs.items():
         if name != "input_ids" and isinstance(value, Tensor) and value.shape == inputs["input_ids"].shape:
-            changed[name] = torch.cat([value, value[:, -1:].expand(-1, more)], dim=1)
+            last = value[:, -1:].expand(-1, more)
+            if name == "token_type_ids" and family in SUFFIX:
+                last = torch.full_like(last, SUFFIX[family])
+            changed[name] = torch.cat([value, last], dim=1)
     return {**inputs, **changed}
 
 
@@ -299,9 +317,9 @@ def _turns(patient: _Patient) -> tuple[str, float | None]:
     with prune(patient.model, GreedyRepMax(KEEP), positions="original", turns="freeze"):
         first = patient.generate(patient.inputs)
         ids = torch.cat([first.sequences, patient.ids[:, -1:].expand(-1, 2)], dim=1)
-        longer = _longer(patient.inputs, ids)
-        kept = patient.generate(longer, past_key_values=first.past_key_values)
-        anew = patient.generate(longer)
+        said = longer(patient.inputs, ids, patient.model.config.model_type)
+        kept = patient.generate(said, past_key_values=first.past_key_values)
+        anew = patient.generate(said)
     found, expected = torch.stack(kept.logits), torch.stack(anew.logits)
     return "a second turn on the kept cache", patient.compare(found, expected, "those without it")
 

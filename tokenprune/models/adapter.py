@@ -49,7 +49,8 @@ class Adapter(ABC):
             and `position_embeddings` by name and whose masks are plain causal ones, with `rotary_emb` and `norm` beside
             `layers`; "tower" for towers of CLIP's or SigLIP's layers behind which every token goes its own way: a
             projector that works on the raster of patches cannot take merged ones.
-        reasons: for sites, fields of `Tokens` and "video" that the family does not support, why.
+        reasons: for sites, fields of `Tokens`, "video", "kept cache" and "new images on a kept cache" that the family
+            does not support, why.
         first_position: position of the first column in a plain forward; in `generate` it is 0.
         counting_axes: for positions with several axes, how many of them in front only count columns and do not feed the
             rotary embedding.

@@ -23,6 +23,7 @@ class PaliGemmaAdapter(TiledAdapter):
     reasons: ClassVar[Mapping[str, str]] = {
         "cls_attention": "its SigLIP tower has no CLS token",
         "video": "the family takes images only",
+        "kept cache": "every token of its prompt sees every other, those of an earlier turn the later too",
     }
 
     @property
@@ -72,7 +73,8 @@ class Gemma3Adapter(PaliGemmaAdapter):
     sites: ClassVar[frozenset[str]] = frozenset({"projector"})
     first_position: ClassVar[int] = 0
     reasons: ClassVar[Mapping[str, str]] = {
-        **PaliGemmaAdapter.reasons,
+        **{name: reason for name, reason in PaliGemmaAdapter.reasons.items() if name != "kept cache"},
+        "new images on a kept cache": "not every release makes the masks of image tokens anew in a later turn",
         "decoder": "its layers have masks and caches of two kinds",
         "tower": "its projector averages squares of patches, so the tower must keep all of them",
     }

@@ -91,8 +91,10 @@ def continue_batch(
         encoding: entered while the vision tower runs.
 
     Raises:
+        UnsupportedError: when the family cannot continue a cache.
         ValueError: when the prompts do not continue what is in the cache.
     """
+    _refuse_turn(adapter, "kept cache")
     vision = _encoded(adapter, plan, inputs, encoding, {"key"})
     prompt = build_prompt(adapter, inputs, vision, pad=pad)
     seen = overlap(cached, prompt.ids, prompt.mask)
@@ -101,10 +103,20 @@ def continue_batch(
     keys = {} if vision is None or vision.keys is None else dict(enumerate(vision.keys))
     check_images(prompt, keys, cached, seen)
     fresh = new_segments(prompt, seen)
+    if fresh:
+        _refuse_turn(adapter, "new images on a kept cache")
     selections, seconds = select_tokens(plan.before, prompt, only=fresh)
     told, pruned = continue_prompt(prompt, selections, cached, seen)
     by_row = _keys_by_row(prompt) if vision is not None else cached.keys
     return Pruned(told, pruned, selections, seconds, keys=by_row, cached=cached.length)
+
+
+def _refuse_turn(adapter: Adapter, what: str) -> None:
+    if what in adapter.reasons:
+        raise UnsupportedError(
+            f"prune: {type(adapter.model).__name__} does not go with {what}{adapter.because(what)}; pass the whole "
+            "conversation without past_key_values"
+        )
 
 
 def _encoded(

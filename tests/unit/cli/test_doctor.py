@@ -43,8 +43,11 @@ def test_every_family_is_healthy(family: str, capsys: pytest.CaptureFixture[str]
     told = json.loads(capsys.readouterr().out)
     assert told["family"] == family
     statuses = {check["name"]: check["status"] for check in told["checks"]}
-    assert statuses["inside the language model"] == ("ok" if "decoder" in told["sites"] else "unsupported")
-    assert statuses["before the language model"] == statuses["decoding"] == "ok"
+    inside = {"ok"} if "decoder" in told["sites"] else {"unsupported"}
+    assert statuses["inside the language model"] in inside | ({"unsupported"} if family == "gemma3" else set())
+    assert "failed" not in statuses.values()
+    assert statuses["decoding"] == "ok"
+    assert statuses["before the language model"] == ("unsupported" if family == "gemma3" else "ok")
 
 
 def test_other_backends_and_precisions(capsys: pytest.CaptureFixture[str]) -> None:
