@@ -20,11 +20,13 @@ from tokenprune.models.clip import CLIP_SIGNALS
 from tokenprune.models.select import fit_strategy
 
 LEFT_OUT = {
-    "exact_repmax": "a proof per image takes minutes; see How good is greedy?",
+    "exact_repmax": "a proof per image takes minutes; see the page on how good greedy is",
+    "hired_next": "for images in tiles; here an image is one raster",
+    "per_tile": "for images in tiles; here an image is one raster",
     "prompt_budget": "shares a budget among several images; each question here has one",
     "pyramiddrop_stage": "a part of pyramiddrop",
     "sparsevlm_stage": "a part of sparsevlm",
-    "smallest_norm": "an ablation of mi_alignment, see What the bundled model shows",
+    "smallest_norm": "an ablation of mi_alignment, see the results page",
 }
 # The default layers are told for 32 decoder layers; here there are four.
 TEXTS = {"pyramiddrop": "pyramiddrop(layers=(1, 2, 3))"}
