@@ -18,7 +18,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) 
         "--model",
         default="bundled",
         metavar="NAME",
-        help="a local folder or a hub id of a LLaVA-1.5 model (default: the bundled model)",
+        help="a local folder or a hub id (default: the bundled model)",
     )
     group.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     group.add_argument(

@@ -26,6 +26,7 @@ def render(page: Page) -> str:
         ImportError: says what to install when jinja2 is missing.
 
     Examples:
+        >>> from tokenprune.evaluate.page import Section
         >>> text = render(Page(title="a < b", sections=[Section(title="empty")]))
         >>> "<title>a &lt; b</title>" in text, "http://" in text
         (True, False)
