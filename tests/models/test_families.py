@@ -1,6 +1,7 @@
 """Every family of models: each decoding step's logits against references without padding or cache."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -225,6 +226,25 @@ def test_features_meant_for_a_forward_that_failed_do_not_reach_the_next_one() ->
         with pytest.raises(PlannedError):
             model(**inputs)
         handle.remove()
+    assert traces(model) == before
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_a_call_that_goes_past_the_features_raises(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Someone who calls `language_model.forward` runs no hooks: the logits would be wrong without a word."""
+    model, make_inputs = tiny("qwen3_vl")
+    inputs, text, before = make_inputs(["see <0> here"]), make_inputs(["only words"]), traces(model)
+    plain = model(**text).logits
+    language = model.model.language_model
+    with prune(model, ByContent()):
+        right = model(**inputs).logits
+        with monkeypatch.context() as patch:
+            patch.setattr(type(language), "__call__", lambda self, *args, **kwargs: self.forward(*args, **kwargs))
+            run = model if call == "forward" else partial(model.generate, max_new_tokens=1)
+            with pytest.raises(RuntimeError, match="did not reach it: it was not called as usual"):
+                run(**inputs)
+        assert torch.equal(model(**text).logits, plain)
+        assert torch.equal(model(**inputs).logits, right)
     assert traces(model) == before
 
 

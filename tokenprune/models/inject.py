@@ -35,11 +35,21 @@ def injected(adapter: Adapter, pruned: PrunedPrompt) -> Iterator[None]:
     with ExitStack() as stack:
         fired = inject(adapter, pruned, stack)
         yield
-        if pruned.deepstack is not None and not fired:
-            raise RuntimeError(
-                "prune: features that the language model adds to the visual tokens did not reach it: it was not called "
-                "as usual; call model.generate(...) or model(...)"
-            )
+        if pruned.deepstack is not None:
+            check_injected(fired)
+
+
+def check_injected(fired: list[bool]) -> None:
+    """Raise unless the features have been added, by what `inject` returned.
+
+    Raises:
+        RuntimeError: when the language model was not reached.
+    """
+    if not fired:
+        raise RuntimeError(
+            "prune: features that the language model adds to the visual tokens did not reach it: it was not called as "
+            "usual; call model.generate(...) or model(...)"
+        )
 
 
 def inject(adapter: Adapter, pruned: PrunedPrompt, stack: ExitStack) -> list[bool]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import Clip, see
 from tokenprune.models.compact import PrunedPrompt, compact
@@ -91,7 +93,7 @@ def continue_batch(
         encoding: entered while the vision tower runs.
 
     Raises:
-        UnsupportedError: when the family cannot continue a cache.
+        UnsupportedError: when the family cannot continue a cache, or not one with gaps.
         ValueError: when the prompts do not continue what is in the cache.
     """
     _refuse_turn(adapter, "kept cache")
@@ -107,6 +109,7 @@ def continue_batch(
         _refuse_turn(adapter, "new images on a kept cache")
     selections, seconds = select_tokens(plan.before, prompt, only=fresh)
     told, pruned = continue_prompt(prompt, selections, cached, seen)
+    _refuse_gaps(adapter, pruned.mask)
     by_row = _keys_by_row(prompt) if vision is not None else cached.keys
     return Pruned(told, pruned, selections, seconds, keys=by_row, cached=cached.length)
 
@@ -116,6 +119,17 @@ def _refuse_turn(adapter: Adapter, what: str) -> None:
         raise UnsupportedError(
             f"prune: {type(adapter.model).__name__} does not go with {what}{adapter.because(what)}; pass the whole "
             "conversation without past_key_values"
+        )
+
+
+def _refuse_gaps(adapter: Adapter, mask: Tensor) -> None:
+    """A sliding window counts slots: between what is used and what is new there must be none that is masked."""
+    if getattr(adapter.decoder.config, "sliding_window", None) and bool((mask.diff(dim=1) < 0).any()):
+        raise UnsupportedError(
+            f"prune: layers of {type(adapter.model).__name__} see a window of the last slots of past_key_values, and "
+            "gaps between them (new words of different length in a batch, an answer that was cut or changed) would "
+            "count; continue one prompt at a time with its whole answer, or pass the conversation without "
+            "past_key_values"
         )
 
 

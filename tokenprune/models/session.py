@@ -16,7 +16,7 @@ from tokenprune.models.cache_state import cached_length, lock, state_of, unlock
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.first_choice import FirstChoice, TurnPolicy
 from tokenprune.models.generation import generate_pruned
-from tokenprune.models.inject import inject, injected
+from tokenprune.models.inject import check_injected, inject, injected
 from tokenprune.models.inputs import PadIds, check_ids
 from tokenprune.models.inside import Inside
 from tokenprune.models.installed import Installed
@@ -273,16 +273,28 @@ class Session:
         else:
             self.inside.follow_forward(result)
         if result.pruned.deepstack is not None:
-            self.local.injection = self.leftover.enter_context(ExitStack())
-            inject(self.adapter, result.pruned, self.local.injection)
+            self.inject_into_forward(result)
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         return (), {**rest, **result.pruned.as_inputs()}
+
+    def inject_into_forward(self, result: Pruned) -> None:
+        """Features for the language model in the forward that begins here; when that ends without them it raises."""
+        stack = self.local.injection = self.leftover.enter_context(ExitStack())
+        fired = inject(self.adapter, result.pruned, stack)
+
+        def arrived(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+            if getattr(self.local, "injection", None) is stack:  # no other thread's forward
+                self.drop_injection()
+                check_injected(fired)
+
+        stack.callback(self.model.register_forward_hook(arrived).remove)
 
     def drop_injection(self) -> None:
         """Forget what was meant for a forward that failed before it reached the language model."""
         waiting: ExitStack | None = getattr(self.local, "injection", None)
         if waiting is not None:
             waiting.close()
+            self.local.injection = None
 
     def check_plain(self, ids: Tensor) -> None:
         """Raise unless a call without pixels really has nothing to prune."""
