@@ -111,7 +111,7 @@ def talk(
         inputs = say(inputs, one.sequences, make_inputs(second), cut)
         two = model.generate(**inputs, past_key_values=one.past_key_values, **settings)
         ids = torch.cat([two.sequences, torch.tensor([[9, 8]]).expand(len(prompts), -1)], dim=1)
-        longest = longer(inputs, ids, family)
+        longest: dict[str, Tensor] = dict(longer(inputs, ids, family))
         blind = {name: value for name, value in longest.items() if name not in adapter_for(model).visual_keys}
         three = model.generate(**blind, past_key_values=two.past_key_values, **settings)
     first, later = kept_of(record, 0, len(prompts)), kept_of(record, 1, len(prompts))
