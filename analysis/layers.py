@@ -195,8 +195,8 @@ def analyse_layers(
 
 
 def _prompts(loaded: "LoadedModel", samples: Iterable[Sample]) -> Iterator[tuple[Sample, dict[str, Any]]]:
-    from tokenprune.evaluate.answers import on_device
     from tokenprune.evaluate.batches import processed
+    from tokenprune.evaluate.loading import on_device
 
     for sample in samples:
         yield sample, on_device(processed(loaded.processor, [sample]), loaded)

@@ -1,6 +1,6 @@
 """Answers with their probabilities: what analyses of single answers need beside the text."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tokenprune.evaluate.batches import PictureNames, processed
 from tokenprune.evaluate.decode import answer_lengths
-from tokenprune.evaluate.features import take_images
-from tokenprune.evaluate.loading import LoadedModel
+from tokenprune.evaluate.loading import LoadedModel, on_device
 from tokenprune.evaluate.metrics import exact_match
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import Prompt, Vision, adapter_for, build_prompt, compact, select_tokens
@@ -89,8 +88,7 @@ def ask_batches(
         part = tuple(samples[start : start + batch_size])
         with torch.no_grad():
             inputs = on_device(processed(loaded.processor, part), loaded)
-            count = sum(len(sample.images) for sample in part)
-            vision = see(adapter, take_images(inputs, adapter.modality_keys, count, range(count)), want)
+            vision = see(adapter, inputs, want)
             prompt = build_prompt(adapter, inputs, vision)
         units = tuple(" ".join(names.of([sample])) for sample in part)
         yield AskedBatch(samples=part, units=units, prompt=prompt, vision=vision)
@@ -168,16 +166,6 @@ def answer(
             zip(texts, batch.samples, answer_lengths(new, _end_ids(loaded)), strict=True)
         )
     ]
-
-
-def on_device(inputs: Mapping[str, Any], loaded: LoadedModel) -> dict[str, Any]:
-    """The processor's tensors on the model's device, floating ones in its dtype."""
-    device, dtype = loaded.model.device, loaded.model.dtype
-    return {
-        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-        for name, value in inputs.items()
-        if isinstance(value, Tensor)
-    }
 
 
 def _end_ids(loaded: LoadedModel) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """Samples as batches for the model: chat prompts, token ids padded on the left, picture names."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,25 @@ class Batch:
         ids: int64 (b, l), padded on the left, one placeholder per visual token.
         mask: int64 (b, l), 0 on padding.
         pictures: digest of every image, in placeholder order.
+        rest: what else the processor made but pixels: sizes, grids, token types.
     """
 
     samples: tuple[Sample, ...]
     ids: Tensor
     mask: Tensor
     pictures: tuple[str, ...]
+    rest: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """All arguments of the model but pixels."""
+        return {**self.rest, "input_ids": self.ids, "attention_mask": self.mask}
+
+    @property
+    def encodings(self) -> tuple[str, ...]:
+        """Of every image a name for what is made of it: some models encode one otherwise beside others."""
+        counts = [len(sample.images) for sample in self.samples for _ in sample.images]
+        return tuple(f"{name} of {count}" for name, count in zip(self.pictures, counts, strict=True))
 
 
 def chat_prompt(processor: Any, question: str, images: int) -> str:  # noqa: ANN401
@@ -90,7 +103,19 @@ def make_batches(
     for start in range(0, len(samples), size):
         part = tuple(samples[start : start + size])
         inputs = processed(processor, part)
-        batch = Batch(samples=part, ids=inputs["input_ids"], mask=inputs["attention_mask"], pictures=names.of(part))
+        batch = Batch(
+            samples=part,
+            ids=inputs["input_ids"],
+            mask=inputs["attention_mask"],
+            pictures=names.of(part),
+            rest={
+                name: value
+                for name, value in inputs.items()
+                if isinstance(value, Tensor)
+                and not name.startswith("pixel")
+                and name not in ("input_ids", "attention_mask")
+            },
+        )
         yield batch, inputs
 
 

@@ -17,6 +17,8 @@ def split_vision(vision: Vision) -> list[Vision]:
     # clone: a view would keep the whole batch alive in the cache
     for i, features in enumerate(vision.features.split(list(vision.counts))):
         own: dict[str, Any] = {"features": features.clone()}
+        if vision.deepstack is not None:
+            own["deepstack"] = vision.deepstack.split(list(vision.counts), dim=1)[i].clone()
         for name, value in _other_fields(vision).items():
             own[name] = (value[i],) if isinstance(value, tuple) else value
         parts.append(Vision(**own))
@@ -26,6 +28,9 @@ def split_vision(vision: Vision) -> list[Vision]:
 def join_vision(parts: Sequence[Vision]) -> Vision:
     """The images of several `Vision` of one model as one, in order."""
     whole: dict[str, Any] = {"features": torch.cat([part.features for part in parts])}
+    added = [part.deepstack for part in parts if part.deepstack is not None]
+    if added:
+        whole["deepstack"] = torch.cat(added, dim=1)
     for name, value in _other_fields(parts[0]).items():
         values = [getattr(part, name) for part in parts]
         whole[name] = tuple(entry for entries in values for entry in entries) if isinstance(value, tuple) else value
@@ -35,13 +40,15 @@ def join_vision(parts: Sequence[Vision]) -> Vision:
 def vision_bytes(vision: Vision) -> int:
     """Memory that the tensors of a `Vision` take."""
     signals = [entry for value in _other_fields(vision).values() if isinstance(value, tuple) for entry in value]
-    tensors = [vision.features, *(entry for entry in signals if isinstance(entry, torch.Tensor))]
+    whole = [vision.features] if vision.deepstack is None else [vision.features, vision.deepstack]
+    tensors = [*whole, *(entry for entry in signals if isinstance(entry, torch.Tensor))]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _other_fields(vision: Vision) -> dict[str, Any]:
-    """All fields but `features`: tuples have one entry per image, anything else belongs to the model."""
-    return {field.name: getattr(vision, field.name) for field in fields(vision) if field.name != "features"}
+    """All fields but those with a row per token: tuples have one entry per image, others belong to the model."""
+    names = [field.name for field in fields(vision) if field.name not in ("features", "deepstack")]
+    return {name: getattr(vision, name) for name in names}
 
 
 @dataclass

@@ -159,7 +159,7 @@ def _choose(samples: Sequence[Sample], right: Sequence[bool], count: int) -> lis
 def _picture(runner: Runner, sample: Sample, tokens: int) -> tuple[Pixels, tuple[int, int]] | None:
     """The first image of a sample as the model sees it, and its raster of tokens."""
     pixels = processed(runner.loaded.processor, [sample])["pixel_values"]
-    if pixels.ndim != 4:  # tiles: one image is several pictures
+    if pixels.ndim != 4 or len(pixels) != len(sample.images):  # patches in a row, or an image in several tiles
         return None
     height, width = pixels.shape[-2:]
     rows = round((tokens * height / width) ** 0.5)

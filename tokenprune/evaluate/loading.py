@@ -1,6 +1,7 @@
 """Load the model and processor of a comparison: the bundled one, a local folder, or a hub id."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def load(
     attention: str = "sdpa",
     clip: str | None = None,
 ) -> LoadedModel:
-    """Load a LLaVA-1.5-like model with its processor.
+    """Load a model of a supported family with its processor.
 
     Args:
         name: "bundled", a local folder, or a hub id such as "llava-hf/llava-1.5-7b-hf".
@@ -125,6 +126,18 @@ def load(
         clip=beside,
         clip_digest=None if beside is None else _digest(beside.model, Path(str(clip))),
     )
+
+
+def on_device(inputs: Mapping[str, Any], loaded: LoadedModel) -> dict[str, Any]:
+    """The processor's tensors on the model's device, floating ones in its dtype."""
+    import torch
+
+    device, dtype = loaded.model.device, loaded.model.dtype
+    return {
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def _load_clip(name: str, processor: Any, device: str) -> "Clip":  # noqa: ANN401

@@ -10,8 +10,8 @@ from tokenprune.evaluate.batches import Batch, PictureNames, make_batches, proce
 from tokenprune.evaluate.cells import Cell
 from tokenprune.evaluate.cost.stages import run_stages
 from tokenprune.evaluate.decode import answer_lengths
-from tokenprune.evaluate.features import DEFAULT_CACHE_BYTES, FeatureCache, take_images
-from tokenprune.evaluate.loading import LoadedModel
+from tokenprune.evaluate.features import DEFAULT_CACHE_BYTES, FeatureCache, join_vision, split_vision, take_images
+from tokenprune.evaluate.loading import LoadedModel, on_device
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import adapter_for, build_prompt, select_tokens
 from tokenprune.models.clip import see
@@ -154,7 +154,7 @@ class Runner:
         return self.positions or ("compact" if strategy is None else strategy.positions)
 
     def _ids(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"input_ids": batch.ids.to(self.device), "attention_mask": batch.mask.to(self.device)}
+        return {name: value.to(self.device) for name, value in batch.inputs.items()}
 
     def _features(self, batch: Batch, inputs: Mapping[str, Any] | None = None) -> Vision:
         def encode(places: list[int]) -> Vision:
@@ -163,10 +163,11 @@ class Runner:
             vision = self._encode(source, len(batch.pictures), places)
             if inputs is not None:
                 seconds = now(self.device) - start
-                self.vision_times.append({"images": len(places), "seconds": seconds, "counted": True})
+                images = len(places) if self.adapter.images_apart else len(batch.pictures)
+                self.vision_times.append({"images": images, "seconds": seconds, "counted": True})
             return vision
 
-        return self.cache.get(batch.pictures, encode)
+        return self.cache.get(batch.pictures if self.adapter.images_apart else batch.encodings, encode)
 
     def _merged(self, batch: Batch, tower: TowerStrategy) -> tuple[Vision, float]:
         """Features of a strategy inside the tower, and the seconds that they took: nobody else can use them."""
@@ -179,12 +180,18 @@ class Runner:
     def _encode(
         self, inputs: Mapping[str, Any], images: int, places: Sequence[int], tower: TowerStrategy | None = None
     ) -> Vision:
-        taken = take_images(inputs, self.adapter.modality_keys, images, places)
-        for name, value in taken.items():
-            if isinstance(value, torch.Tensor):
-                value = value.to(self.device)
-                taken[name] = value.to(self.loaded.model.dtype) if value.is_floating_point() else value
-        return see(self.adapter, taken, self._want, tower)
+        if self.adapter.images_apart:
+            taken = take_images(inputs, self.adapter.modality_keys, images, places)
+            return see(self.adapter, on_device(taken, self.loaded), self._want, tower)
+        # All images of the batch, and the prompts that tell what belongs together; then those that are wanted.
+        vision = see(self.adapter, on_device(inputs, self.loaded), self._want, tower)
+        if len(vision.counts) != images:
+            raise ValueError(
+                f"Runner: {images} pictures became {len(vision.counts)} images of the prompts; processors that make "
+                "several of one (crops, frames) cannot be measured, so turn that off"
+            )
+        parts = split_vision(vision)
+        return join_vision([parts[place] for place in places])
 
     def _end_ids(self) -> frozenset[int]:
         ends = self.loaded.model.generation_config.eos_token_id

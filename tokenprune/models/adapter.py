@@ -52,6 +52,8 @@ class Adapter(ABC):
         reasons: for sites, fields of `Tokens`, "video", "kept cache" and "new images on a kept cache" that the family
             does not support, why.
         first_position: position of the first column in a plain forward; in `generate` it is 0.
+        images_apart: whether each argument in `modality_keys` that is a tensor has one entry per image, so that some of
+            a batch's images can be encoded without the others and without their prompts.
         counting_axes: for positions with several axes, how many of them in front only count columns and do not feed the
             rotary embedding.
         decoder_signals: fields of `Tokens` that stages inside the language model can get besides.
@@ -67,6 +69,7 @@ class Adapter(ABC):
     reasons: ClassVar[Mapping[str, str]] = {}
     sites: ClassVar[frozenset[str]] = frozenset({"projector"})
     first_position: ClassVar[int] = 0
+    images_apart: ClassVar[bool] = False
     counting_axes: ClassVar[int] = 0
     decoder_signals: ClassVar[frozenset[str]] = frozenset(DECODER_SIGNALS)
 

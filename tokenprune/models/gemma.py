@@ -20,6 +20,7 @@ class PaliGemmaAdapter(TiledAdapter):
     modality_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
     length_keys: ClassVar[tuple[str, ...]] = ("token_type_ids",)
     first_position: ClassVar[int] = 1
+    images_apart: ClassVar[bool] = True
     reasons: ClassVar[Mapping[str, str]] = {
         "cls_attention": "its SigLIP tower has no CLS token",
         "video": "the family takes images only",

@@ -23,6 +23,7 @@ class LlavaAdapter(Adapter):
     model_types: ClassVar[frozenset[str]] = frozenset({"llava"})
     reasons: ClassVar[Mapping[str, str]] = {"video": "the family takes images only"}
     sites: ClassVar[frozenset[str]] = frozenset({"tower", "projector", "decoder"})
+    images_apart: ClassVar[bool] = True
     modality_keys: ClassVar[tuple[str, ...]] = (
         "pixel_values",
         "image_sizes",

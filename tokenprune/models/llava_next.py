@@ -19,6 +19,7 @@ class LlavaNextAdapter(TiledAdapter):
     """
 
     model_types: ClassVar[frozenset[str]] = frozenset({"llava_next"})
+    images_apart: ClassVar[bool] = True
     reasons: ClassVar[Mapping[str, str]] = {
         "tower": _GRID,
         "grid": NO_RASTER,
@@ -85,6 +86,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
     """
 
     model_types: ClassVar[frozenset[str]] = frozenset({"llava_onevision"})
+    images_apart: ClassVar[bool] = False
     kinds: ClassVar[tuple[Kind, ...]] = (IMAGES, VIDEOS)
     modality_keys: ClassVar[tuple[str, ...]] = (
         "pixel_values",

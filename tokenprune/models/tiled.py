@@ -65,6 +65,7 @@ class TiledAdapter(LlavaAdapter):
     """
 
     sites: ClassVar[frozenset[str]] = frozenset({"projector", "decoder"})
+    images_apart: ClassVar[bool] = False
     kinds: ClassVar[tuple[Kind, ...]] = (IMAGES,)
 
     @property
