@@ -10,6 +10,7 @@ from tokenprune.baselines.grid_pool import GridPool
 from tokenprune.baselines.hired import HiRED
 from tokenprune.baselines.hired_tiles import HiREDNext
 from tokenprune.baselines.mustdrop import MustDrop, MustDropStage
+from tokenprune.baselines.mustdrop_windows import MustDropMerge
 from tokenprune.baselines.prumerge import PruMerge, PruMergePlus
 from tokenprune.baselines.pyramiddrop import PyramidDrop, PyramidDropStage
 from tokenprune.baselines.random_subset import Random
@@ -36,6 +37,7 @@ __all__ = [
     "HiRED",
     "HiREDNext",
     "MustDrop",
+    "MustDropMerge",
     "MustDropStage",
     "PruMerge",
     "PruMergePlus",

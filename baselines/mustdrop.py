@@ -8,30 +8,39 @@ r"""MustDrop: merge uniform windows in the vision tower, then drop by two thresh
 Paper: MustDrop, arXiv 2411.10803. Checked against liuting20/MustDrop, commit
 909afa538bff22e10c02db2da101aa1870e21912 (window merging and filter).
 
+Step 1 is in `tokenprune.baselines.mustdrop_windows`, steps 2 and 3 are here.
+
 Traps of the authors' program: its default thresholds (1.0, 0) drop nothing, and those in its scripts differ per
 data set (TextVQA: 192 = (.001, .001), 128 = (.0012, .001), 64 = (.011, .01)), so "192 tokens" is an average over a
 data set. The merged windows come first, by falling similarity, so raster order is lost. In a batch it merges as
 many windows in every image as in the one with the fewest; here each image stands alone.
 
 Deviations: float32. When the thresholds would drop everything, the token with the largest sum stays; with
-`official=True` nothing does. The strategy is step 3 with the key set of step 2: the merging in the tower (step 1, which
-would come first and leave fewer tokens) is not part of it, and the caches of layers 2 to 14, which the program cuts to
-the final set after the prompt, keep what entered each layer. Its key set is a share of the image's original tokens. In
-models of fewer than 32 layers the default layers are those at the same share of the depth.
+`official=True` nothing does. The strategy is steps 2 and 3; `merge=True` puts step 1 in front. The caches of layers 2
+to 14, which the program cuts to the final set after the prompt, keep what entered each layer. The key set is a share of
+the image's original tokens; behind merging in the tower, as in the program, of the tokens that enter the language
+model. In models of fewer than 32 layers the default layers are those at the same share of the depth.
 """
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
-from math import ceil, isqrt
-from typing import ClassVar, NamedTuple
+from math import ceil
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.layer_budget import layers_at_depth
-from tokenprune.baselines.scoring import check_count, top, unit, working
+from tokenprune.baselines.mustdrop_windows import (
+    MergedWindows,
+    MustDropMerge,
+    check_window,
+    mustdrop_merge,
+    window_similarity,
+)
+from tokenprune.baselines.scoring import check_count, top, working
 from tokenprune.pipeline import StagedStrategy, run_stages
 from tokenprune.strategy import PruningStrategy, check_choice, set_layer
 from tokenprune.tokens import Selection, Tokens
@@ -41,6 +50,7 @@ __all__ = [
     "THRESHOLDS",
     "MergedWindows",
     "MustDrop",
+    "MustDropMerge",
     "MustDropStage",
     "mustdrop_filter",
     "mustdrop_key_set",
@@ -51,76 +61,6 @@ __all__ = [
 LAYERS = (2, 6, 10, 14)
 THRESHOLDS = {192: (0.001, 0.001), 128: (0.0012, 0.001), 64: (0.011, 0.01)}
 """Global and individual threshold of the authors' TextVQA script by the average that they reach there."""
-
-
-class MergedWindows(NamedTuple):
-    """What window merging leaves of one image.
-
-    Attributes:
-        out_with_cls: float (1 + m + u, c): CLS, merged windows by falling similarity, untouched tokens in raster order.
-        out_size: float (1 + m + u,), patches that each row stands for.
-        merged_window_order: int64 (m,), windows in row-major order of the window raster.
-        unmerged_index: int64 (u,), patches, ascending.
-        window_similarity: float (windows,).
-    """
-
-    out_with_cls: Float[Tensor, "r c"]
-    out_size: Float[Tensor, " r"]
-    merged_window_order: Int[Tensor, " m"]
-    unmerged_index: Int[Tensor, " u"]
-    window_similarity: Float[Tensor, " w"]
-
-
-def _window_members(side: int, window: int) -> Int[Tensor, "w s"]:
-    raster = torch.arange(side * side).reshape(side // window, window, side // window, window)
-    return raster.transpose(1, 2).reshape(-1, window * window)
-
-
-def window_similarity(windows: Float[Tensor, "w s c"]) -> Float[Tensor, " w"]:
-    """Mean cosine over the pairs of different patches of each window.
-
-    Examples:
-        >>> window_similarity(torch.tensor([[[1.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]]))
-        tensor([1., 0.])
-    """
-    size = windows.shape[1]
-    rows = unit(windows)
-    cosines = rows @ rows.transpose(1, 2)
-    cosines = cosines - torch.diag_embed(cosines.diagonal(dim1=1, dim2=2))
-    return cosines.sum((1, 2)) / max(1, size * (size - 1))
-
-
-def mustdrop_merge(x_with_cls: Float[Tensor, "p c"], *, threshold: float = 0.8, window: int = 3) -> MergedWindows:
-    """Average the windows whose patches are alike.
-
-    Args:
-        x_with_cls: (1 + g * g, c), output of the tower's first layer, CLS first.
-        threshold: windows with at least this mean cosine are merged.
-        window: side of a window in patches; must divide g.
-
-    Raises:
-        ValueError: when the patches are no square raster that the windows divide.
-
-    Examples:
-        >>> x = torch.tensor([[9.0, 9.0]] + [[1.0, 0.0]] * 2 + [[1.0, 0.0], [0.0, 1.0]] * 7)
-        >>> mustdrop_merge(x, window=2).out_size
-        tensor([1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1.])
-    """
-    n = x_with_cls.shape[0] - 1
-    side = isqrt(max(n, 0))
-    if window < 1 or side * side != n or side % window:
-        raise ValueError(f"mustdrop_merge: {n} patches are no square raster that windows of side {window} divide")
-    patches = working(x_with_cls)[1:]
-    members = _window_members(side, window).to(patches.device)
-    windows = patches[members]
-    similarity = window_similarity(windows)
-    merge = similarity >= threshold
-    order = similarity.sort(descending=True, stable=True).indices[: int(merge.sum())]
-    untouched = members[~merge].flatten().sort().values
-    out = torch.cat([working(x_with_cls)[:1], windows[order].mean(1), patches[untouched]])
-    size = torch.ones(out.shape[0], dtype=out.dtype, device=out.device)
-    size[1 : 1 + order.shape[0]] = window * window
-    return MergedWindows(out.to(x_with_cls.dtype), size, order, untouched, similarity)
 
 
 def mustdrop_key_set(cls_attention: Float[Tensor, "h n"], *, share: float = 0.08) -> Int[Tensor, " k"]:
@@ -192,6 +132,7 @@ class MustDropStage(PruningStrategy):
         individual_thr: attention below which every text token must stay for it to go.
         layer: the first decoder layer with fewer tokens, counted from 0; the layer before decides.
         key_share: share of the image's original tokens, those of largest CLS attention, that never go; 0 for none.
+            When the vision tower merged, it is a share of the tokens that enter the language model.
 
     Examples:
         >>> rows = torch.tensor([[0.5, 0.01, 0.3, 0.01], [0.6, 0.02, 0.0, 0.03]])
@@ -205,6 +146,7 @@ class MustDropStage(PruningStrategy):
     paper: ClassVar[str] = "MustDrop, arXiv 2411.10803 (one stage in the decoder)"
     summary: ClassVar[str] = "what no text token attends to goes, but for the most attended of the vision tower"
     needs = frozenset({"decoder_text_attention", "cls_attention_last"})
+    uses = frozenset({"tower_size", "decoder_entered"})
     site = "decoder"
     positions = "compact"
     equivariant = True
@@ -234,7 +176,9 @@ class MustDropStage(PruningStrategy):
         if attention is None or tower is None:  # `select` has checked it
             raise ValueError("MustDropStage: needs attention of the text and of the CLS token")
         # Key tokens are never dropped, so the largest of what is left are those of the whole image.
-        key = top(working(tower).mean(0), min(tokens.n, ceil(self.key_share * tokens.original)))[0]
+        whole = tokens.decoder_entered if tokens.tower_size is not None else None
+        count = ceil(self.key_share * (tokens.original if whole is None else whole.shape[0]))
+        key = top(working(tower).mean(0), min(tokens.n, count))[0]
         kept = mustdrop_filter(
             attention[None], global_thr=self.global_thr, individual_thr=self.individual_thr, key_set=key
         )
@@ -243,11 +187,11 @@ class MustDropStage(PruningStrategy):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class MustDrop(StagedStrategy):
-    """In stages inside the language model, drop by two thresholds what no text token attends to (MustDrop, in part).
+    """In stages inside the language model, drop by two thresholds what no text token attends to (MustDrop).
 
     Thresholds decide, so how many tokens are left differs from image to image. The most attended tokens of the vision
-    tower never go. MustDrop also merges windows of patches in the tower and cuts the caches of its first layers after
-    the prompt: neither is done here, so its budgets are not reached with its thresholds.
+    tower never go. With `merge=True` windows of alike patches are merged in the tower first (`MustDropMerge`), as
+    MustDrop does. It also cuts the caches of its first layers after the prompt: that is not done here.
 
     Definition, paper's code and deviations: `tokenprune.baselines.mustdrop`.
 
@@ -257,26 +201,36 @@ class MustDrop(StagedStrategy):
         layers: the first decoder layer with fewer tokens of each stage, ascending, counted from 0. None takes 3, 7, 11,
             15 (layers 2, 6, 10, 14 decide), or in a model of fewer than 32 layers those at that share of its depth.
         key_share: share of the image's original tokens, those of largest CLS attention, that never go; 0 for none.
+            With `merge` it is a share of the tokens that enter the language model.
+        merge: True to merge windows of alike patches behind the vision tower's first layer.
+        window: for `merge`, side of a window in patches; must divide the raster.
 
     Examples:
         >>> MustDrop.published(64)
         mustdrop(global_thr=0.011, individual_thr=0.01)
+        >>> MustDrop(0.011, 0.01, merge=True).stages[0]
+        mustdrop_merge()
         >>> [stage.layer for stage in MustDrop(0.01, 0.01).at_depth(16).stages]
         [2, 4, 6, 8]
     """
 
     name: ClassVar[str] = "mustdrop"
     paper: ClassVar[str] = "MustDrop, arXiv 2411.10803"
-    summary: ClassVar[str] = "decoder part alone: in stages, what no text token attends to goes by thresholds"
+    summary: ClassVar[str] = "in stages, what no text token attends to goes by thresholds; may merge in the tower first"
 
     global_thr: float
     individual_thr: float
     _: KW_ONLY
     layers: tuple[int, ...] | None = None
     key_share: float = 0.08
+    merge: bool = False
+    window: int = 3
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        if not isinstance(self.merge, bool):
+            raise TypeError(f"MustDrop: merge must be True or False, got {self.merge!r}")
+        check_window("MustDrop", self.window)
         layers: object = self.layers
         if layers is not None:
             if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
@@ -306,11 +260,12 @@ class MustDrop(StagedStrategy):
 
     @property
     def stages(self) -> tuple[PruningStrategy, ...]:
-        """One stage per layer."""
-        return tuple(
+        """One stage per layer, and with `merge` that of the tower before them."""
+        inside = tuple(
             MustDropStage(self.global_thr, self.individual_thr, layer=layer, key_share=self.key_share)
             for layer in self._layers()
         )
+        return (MustDropMerge(window=self.window), *inside) if self.merge else inside
 
     def requested(self, tokens: Tokens) -> int | None:
         """None: the thresholds decide."""

@@ -34,16 +34,19 @@ class TowerState:
         x: float (p, c), states.
         size: float (p,), tokens of the tower's input that each row stands for.
         place: int64 (p,), the one of them whose place it takes.
+        grid: (rows, columns) of the image's patches before any merge, where it is known.
     """
 
     x: Float[Tensor, "p c"]
     size: Float[Tensor, " p"]
     place: Int[Tensor, " p"]
+    grid: tuple[int, int] | None = None
 
     @classmethod
-    def whole(cls, x: Float[Tensor, "p c"]) -> "TowerState":
+    def whole(cls, x: Float[Tensor, "p c"], grid: tuple[int, int] | None = None) -> "TowerState":
         """Before any merge."""
-        return cls(x=x, size=torch.ones_like(x[:, 0], dtype=torch.float32), place=torch.arange(len(x), device=x.device))
+        size, place = torch.ones_like(x[:, 0], dtype=torch.float32), torch.arange(len(x), device=x.device)
+        return cls(x=x, size=size, place=place, grid=grid)
 
     def merged(self, merge: Merge) -> "TowerState":
         """States averaged by size in float32, sizes added; rows that stay alone keep their bits."""
@@ -53,7 +56,7 @@ class TowerState:
         mean = weighted.new_zeros((count, self.x.shape[1])).index_add(0, merge.row_of, weighted) / size[:, None]
         alone = size == self.size[merge.place]
         x = torch.where(alone[:, None], self.x[merge.place], mean.to(self.x.dtype))
-        return TowerState(x=x, size=size, place=self.place[merge.place])
+        return TowerState(x=x, size=size, place=self.place[merge.place], grid=self.grid)
 
 
 class TowerStrategy(PruningStrategy):
@@ -101,6 +104,14 @@ class TowerStrategy(PruningStrategy):
             patches: number of the image's patches before any merge.
         """
 
+    def check_raster(self, patches: int, grid: tuple[int, int] | None) -> None:
+        """Raise a ValueError when such images cannot be merged; asked before the first layer of a model's tower.
+
+        Args:
+            patches: number of an image's patches.
+            grid: their (rows, columns), where it is known.
+        """
+
     @final
     def _select(self, tokens: Tokens) -> Selection:
         tokens = self._merged(tokens) if tokens.tower_size is None else tokens
@@ -112,7 +123,7 @@ class TowerStrategy(PruningStrategy):
     def _merged(self, tokens: Tokens) -> Tokens:
         """The image as it comes out of a tower whose layers change nothing; `vision_keys`, if any, are their keys."""
         keys = TowerState.whole(tokens.visual if tokens.vision_keys is None else tokens.vision_keys)
-        state = TowerState.whole(tokens.visual.detach())
+        state = TowerState.whole(tokens.visual.detach(), tokens.grid)
         for layer in range(_LAYERS):
             metric = keys.x.float() if self.where == "attention" else None
             merge = self.merge(layer, _LAYERS, state, metric, prefix=0, patches=tokens.n)

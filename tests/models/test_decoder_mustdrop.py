@@ -63,7 +63,7 @@ def test_every_step_equals_the_reference(
     positions: PositionPolicy | None, attention: str, cache: str, batch: str
 ) -> None:
     model, make_inputs = tiny(attention)
-    numbers = {"global_thr": 0.06, "individual_thr": 0.08, "key_share": 0.1}
+    numbers: dict[str, Any] = {"global_thr": 0.06, "individual_thr": 0.08, "key_share": 0.1}
     stages = [Stage(layer, positions or "compact", mustdrop_rule(**numbers)) for layer in (1, 2, 3)]
     strategy = MustDrop(**numbers, layers=(1, 2, 3))
     record = check_decoder(

@@ -67,7 +67,8 @@ class DecoderRun:
         self.layout = entering(before.prompt, before.pruned, before.selections)
         wants = frozenset[str]().union(*(cut.wants for cut in plan.cuts))
         pairs = list(zip(before.prompt.tokens(wants), before.selections, strict=True))
-        self.tokens = [tokens.take(s.indices, features=s.features) for tokens, s in pairs]
+        made = plan.makes_vectors
+        self.tokens = [tokens.take(s.indices, features=s.features if made else None) for tokens, s in pairs]
         self.entered = [tokens.visual for tokens in self.tokens]
         self.left = [tokens.positions for tokens in self.tokens]
         self.counts: list[list[int]] = [[] for _ in pairs]

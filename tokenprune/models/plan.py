@@ -56,6 +56,15 @@ class Plan:
         return tower_part(self.strategy)
 
     @property
+    def makes_vectors(self) -> bool:
+        """True when a stage between vision tower and language model makes new token vectors, of which no signal tells.
+
+        Those that the vision tower merged have their signals.
+        """
+        stages = self.before.stages if isinstance(self.before, StagedStrategy) else (self.before,)
+        return any(stage is not None and stage.merges and stage.site != "tower" for stage in stages)
+
+    @property
     def final_policy(self) -> PositionPolicy:
         """The policy of the last part, for the record."""
         return self.cuts[-1].policy if self.cuts else self.policy

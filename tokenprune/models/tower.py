@@ -96,7 +96,8 @@ class TowerRun:
             raise UnsupportedError("prune: the vision tower masks patches, which does not go with merging them")
         if number == 0:
             self.length = hidden_states.shape[1]
-            self.states = [TowerState.whole(image) for image in hidden_states.detach()]
+            self.strategy.check_raster(self.length - self.use.prefix, self.use.grid)
+            self.states = [TowerState.whole(image, self.use.grid) for image in hidden_states.detach()]
             self.steps = [[] for _ in self.states]
         self.fired[number] += 1
         residual = hidden_states
