@@ -46,8 +46,8 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
         "--strategy",
         action="append",
         metavar="TEXT",
-        help="a strategy without its budget, e.g. trim_tokenator(align=0.7); repeatable "
-        "(default: mi_alignment, greedy_repmax, trim_tokenator)",
+        help="a strategy without its budget, e.g. trim_tokenator(align=0.7); one that has none, e.g. vtw(layer=2), is "
+        "a row of its own; repeatable (default: mi_alignment, greedy_repmax, trim_tokenator)",
     )
     what.add_argument(
         "--keep",

@@ -36,7 +36,7 @@ def kind_table(rows: Sequence[Row]) -> "Table":
     for kind in rows[0].kinds:
         # Long names break at their underscores, so that the columns stay as narrow as the numbers allow.
         table.add_column("\n".join((kind or "(none)").split("_")), justify="right", overflow="fold")
-    for _, group in groupby(rows, key=lambda row: repr(row.keep)):
+    for _, group in groupby(rows, key=lambda row: (row.is_dense, repr(row.keep))):
         for row in group:
             table.add_row(row.method, tokens_text(row), *(f"{100 * value:.0f}" for value in row.kinds.values()))
         table.add_section()
@@ -55,10 +55,11 @@ def _table(rows: Sequence[Row], *, answers: bool, times: bool) -> "Table":
     headers += [f"{stage.capitalize()}\nms" for stage in STAGES] if times else []
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
-    for _, group in groupby(rows, key=lambda row: repr(row.keep)):
+    for _, group in groupby(rows, key=lambda row: (row.is_dense, repr(row.keep))):
         members = list(group)
         best = max(row.accuracy.value for row in members)
-        leaders = [row for row in members if row.accuracy.value == best]
+        # Fixed methods reach different numbers of tokens: none of them leads.
+        leaders = [row for row in members if row.accuracy.value == best and not row.is_fixed]
         for row in members:
             cells = [
                 row.method,

@@ -19,7 +19,7 @@ class Cell:
     Attributes:
         id: unique in the comparison, and a valid file name.
         method: the method's label.
-        keep: the budget; None for the dense model.
+        keep: the budget; None for the dense model and for fixed methods, which have none.
         seed: of the random stages; None where there is nothing random.
         strategy: what selects.
     """
@@ -32,7 +32,7 @@ class Cell:
 
 
 def make_cells(methods: Sequence[Method], budgets: Sequence[Keep], seeds: Sequence[int]) -> list[Cell]:
-    """Every cell, dense first, then budget by budget.
+    """Every cell, dense first, then budget by budget, then fixed methods, which run at no budget.
 
     Args:
         methods: the rows.
@@ -55,15 +55,19 @@ def make_cells(methods: Sequence[Method], budgets: Sequence[Keep], seeds: Sequen
         repeated = [text for i, text in enumerate(shown) if text in shown[:i]]
         if repeated:
             raise ValueError(f"make_cells: {name} holds {repeated[0]} twice; a cell would run twice")
-    for keep in budgets:
-        check_keep(keep, owner="make_cells", parameter="budgets")
+    for budget in budgets:
+        check_keep(budget, owner="make_cells", parameter="budgets")
     if min(seeds) < 0:
         raise ValueError(f"make_cells: seeds must be 0 or more, got {min(seeds)}")
     cells = [Cell(id="000-dense", method=DENSE)]
-    for keep in budgets:
+    levels: tuple[Keep | None, ...] = (*budgets, None)
+    for keep in levels:
         for method in methods:
+            if method.fixed != (keep is None):
+                continue
             for seed in seeds if method.seeded else (None,):
-                parts = [f"{len(cells):03d}", _slug(method.label), show_budget(keep).replace("%", "pct")]
+                level = "fixed" if keep is None else show_budget(keep).replace("%", "pct")
+                parts = [f"{len(cells):03d}", _slug(method.label), level]
                 cells.append(
                     Cell(
                         id="-".join(parts if seed is None else [*parts, f"s{seed}"]),

@@ -91,7 +91,7 @@ def results_csv(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     header = ["method", "keep", "seeds", "n", "tokens_in", "tokens_out", "accuracy", "accuracy_low", "accuracy_high"]
     header += ["seed_sd", "minus_random", "minus_random_low", "minus_random_high"]
-    header += ["p_random", "p_random_holm", "resampled_units", "agreement"]
+    header += ["p_random", "p_random_holm", "random_keep", "no_random", "resampled_units", "agreement"]
     header += ["right_to_wrong", "wrong_to_right", "output_tokens"]
     header += ["tokens_kept", "tokens_least", "tokens_most", "positions", "text_source"]
     header += [f"{stage}_ms{end}" for stage in STAGES for end in ("", "_q25", "_q75")]
@@ -103,7 +103,7 @@ def results_csv(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
         values: list[object] = [row.method, row.keep, row.seeds, row.samples, row.tokens_in, row.tokens_out]
         values += [row.accuracy.value, row.accuracy.low, row.accuracy.high, row.seed_sd]
         values += [None] * 3 if difference is None else [difference.value, difference.low, difference.high]
-        values += [row.p_value, row.p_corrected]
+        values += [row.p_value, row.p_corrected, row.reference, row.no_difference]
         values += [row.accuracy.units, row.agreement, row.right_to_wrong, row.wrong_to_right, row.output_tokens]
         values += [row.tokens_kept, *row.tokens_range, row.positions, row.text_source]
         for stage in STAGES:

@@ -38,6 +38,8 @@ STYLE = {
 def accuracy_figure(rows: Sequence[Row], *, footer: str = "") -> bytes:
     """Two panels as PNG: accuracy over kept tokens (log scale), and accuracy minus Random with 95% intervals.
 
+    A fixed method is one point, at the tokens that it reached.
+
     Args:
         rows: the results table; dense first.
         footer: small print under the panels.
@@ -58,6 +60,9 @@ def accuracy_figure(rows: Sequence[Row], *, footer: str = "") -> bytes:
         figure = need("matplotlib.figure").Figure(figsize=(10, height), dpi=200, layout="constrained")
         left, right = figure.subplots(1, 2)
         looks = _looks(methods)
+        for row in pruned:
+            if row.is_fixed:  # one point, no line in the legend
+                looks[row.method]["linestyle"] = "none"
         _draw_accuracy(left, rows, pruned, methods, looks)
         _draw_difference(right, pruned, methods, looks)
         for axes in (left, right):
@@ -114,6 +119,8 @@ def _draw_accuracy(
         own = sorted((row for row in pruned if row.method == method), key=lambda row: row.tokens_out)
         x, y = [row.tokens_out for row in own], [100 * row.accuracy.value for row in own]
         label = "\n".join(textwrap.wrap(method, _LABEL))
+        if own[0].is_fixed:
+            label += " (fixed)"
         if own[0].seed_sd is not None:
             label += f" ({own[0].seeds} seeds, ±1 sd)"
         axes.plot(x, y, label=label, **looks[method])

@@ -27,6 +27,8 @@ def kept_tokens_figure(
 ) -> bytes | None:
     """Dense and every method (its first seed) at a middling budget, on the first samples that dense answers right.
 
+    Fixed methods, which have no budget, are left out.
+
     Args:
         runner: gives the pictures as the model sees them.
         cells: the whole comparison.
@@ -34,7 +36,8 @@ def kept_tokens_figure(
         footer: small print.
 
     Returns:
-        The figure as PNG; None when the tokens of the pictures are no raster that it could draw.
+        The figure as PNG; None when the tokens of the pictures are no raster that it could draw, or no cell with a
+        budget is finished.
     """
     drawn = kept_columns(runner, cells, contents, COLUMNS)
     if drawn is None:
@@ -90,17 +93,16 @@ def kept_slides(
 def kept_columns(
     runner: Runner, cells: Sequence[Cell], contents: Mapping[str, Mapping[str, Any]], count: int
 ) -> tuple[list[Cell], list[Column]] | None:
-    """The cells that are drawn, dense first, and the samples with an answer for each; None without a raster."""
+    """The cells that are drawn, dense first, and the samples with an answer for each; None if nothing can be."""
     samples = runner.samples
     dense = contents[cells[0].id]
-    keep = _middling([cell for cell in cells[1:] if cell.id in contents])
+    drawable = [cell for cell in cells[1:] if cell.id in contents and cell.keep is not None]
+    if not drawable:
+        return None
+    keep = _middling(drawable)
     shown = [cells[0]]
-    for cell in cells[1:]:
-        if (
-            cell.id in contents
-            and repr(cell.keep) == repr(keep)
-            and cell.method not in {other.method for other in shown}
-        ):
+    for cell in drawable:
+        if repr(cell.keep) == repr(keep) and cell.method not in {other.method for other in shown}:
             shown.append(cell)
     right = {cell.id: correctness(contents[cell.id], samples) for cell in shown}
     columns = []

@@ -21,10 +21,11 @@ class Method:
 
     Args:
         text: a strategy as `parse` reads it, except that the last stage leaves `keep` out. Brackets that would be empty
-            may be left out too. Stages with a `seed` parameter that is not written out run once per seed.
+            may be left out too. Stages with a `seed` parameter that is not written out run once per seed. When the
+            last stage has no `keep`, there is no budget to put in: the method is one `fixed` configuration.
 
     Raises:
-        ValueError: when the text cannot be read, or the last stage has no `keep` or writes it out.
+        ValueError: when the text cannot be read, or the last stage has a `keep` that is written out.
         TypeError: when an argument does not exist or is missing.
 
     Examples:
@@ -32,9 +33,12 @@ class Method:
         trim_tokenator(keep=64, align=0.7)
         >>> Method("mi_alignment(keep=0.8) >> random").strategy(keep=0.111, seed=3)
         mi_alignment(keep=0.8) >> random(keep=0.111, seed=3)
+        >>> Method("vtw(layer=2)").fixed, Method("vtw(layer=2)").strategy()
+        (True, vtw(layer=2))
     """
 
     text: str
+    fixed: bool = field(init=False, repr=False, compare=False, default=False)
     _open: tuple[bool, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
@@ -42,18 +46,16 @@ class Method:
         object.__setattr__(self, "text", _show(tree))
         *_, last = _stages(tree)
         cls = find_strategy(_name(last))
-        if "keep" not in _parameters(cls):
-            raise ValueError(
-                f"{self.text!r}: {cls.name} has no `keep`, so no budget can be put in; choose another last stage"
-            )
-        if isinstance(last, ast.Call) and (last.args or any(keyword.arg == "keep" for keyword in last.keywords)):
+        object.__setattr__(self, "fixed", "keep" not in _parameters(cls))
+        written = isinstance(last, ast.Call) and (last.args or any(word.arg == "keep" for word in last.keywords))
+        if written and not self.fixed:
             raise ValueError(
                 f"{self.text!r}: the last stage's keep is filled in per budget; leave it out here, "
                 "write other arguments by name and give budgets with --keep"
             )
         # Per stage, found out once: looking names up walks through all installed packages.
         object.__setattr__(self, "_open", tuple(_open_seed(stage) for stage in _stages(tree)))
-        self.strategy(keep=0.5)
+        self.strategy(keep=None if self.fixed else 0.5)
 
     @property
     def label(self) -> str:
@@ -65,16 +67,29 @@ class Method:
         """True when some stage draws at random with a seed that the text leaves open."""
         return any(self._open)
 
-    def strategy(self, *, keep: Keep, seed: int = 0) -> PruningStrategy:
+    def strategy(self, *, keep: Keep | None = None, seed: int = 0) -> PruningStrategy:
         """The strategy with this budget, and with this seed in every stage that leaves it open.
 
         Args:
-            keep: number of tokens (int) or share of the image's original tokens (float).
+            keep: number of tokens (int) or share of the image's original tokens (float); None for a fixed method.
             seed: a non-negative int.
+
+        Raises:
+            ValueError: when a fixed method is given a budget, or another one none.
         """
+        if self.fixed and keep is not None:
+            raise ValueError(
+                f"{self.text!r}: the last stage has no `keep`, so no budget can be put in; choose another last stage"
+            )
+        if not self.fixed and keep is None:
+            raise ValueError(f"{self.text!r}: the last stage has a `keep`; give a budget for it")
         stages = list(_stages(_read(self.text)))
         filled = [
-            _filled(stage, {"keep": keep} if stage is stages[-1] else {}, {"seed": seed} if is_open else {})
+            _filled(
+                stage,
+                {"keep": keep} if keep is not None and stage is stages[-1] else {},
+                {"seed": seed} if is_open else {},
+            )
             for stage, is_open in zip(stages, self._open, strict=True)
         ]
         return parse(" >> ".join(filled))

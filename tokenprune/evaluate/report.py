@@ -65,7 +65,19 @@ def run_report(
             "method": f"scipy.stats.bootstrap, percentile, {RESAMPLES} resamples, {CONFIDENCE:.0%} interval",
             "p_random": "scipy.stats.permutation_test: method and Random change places, image by image",
             "p_random_holm": "Holm's correction of it over all methods at the budget (statsmodels)",
-            "difference": "accuracy minus Random's at the same budget, paired by sample, Random averaged over seeds",
+            "difference": "accuracy minus Random's at the same budget, paired by sample, Random averaged over seeds; "
+            "of a fixed method Random's where it had as many tokens, mean over decoder layers, to the token",
+        },
+        "fixed": {
+            row.method: {
+                "tokens_in": row.tokens_in,
+                "layer_average": row.tokens_out,
+                "tokens_kept": row.tokens_kept,
+                "random_keep": row.reference,
+                "no_random": row.no_difference,
+            }
+            for row in rows
+            if row.is_fixed
         },
         "metric": f"{config['metric']} after lower-casing, stripping punctuation at word ends, collapsing white space",
         "position_policy": policies,

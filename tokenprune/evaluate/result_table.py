@@ -28,7 +28,7 @@ def results_summary(rows: Sequence[Row], *, metric: str) -> Summary:
         body.append(
             (
                 row.method,
-                "-" if row.keep is None else show_budget(row.keep),
+                budget_text(row),
                 tokens_text(row),
                 accuracy,
                 difference,
@@ -77,7 +77,7 @@ def kinds_summary(rows: Sequence[Row]) -> Summary:
 
 
 def findings(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The table in sentences: per budget the best row, and what does not beat the controls."""
+    """The table in sentences: per budget the best row, and what does not beat the controls; then fixed methods."""
     told = []
     for _, group in groupby((row for row in rows if row.keep is not None), key=lambda row: repr(row.keep)):
         members = list(group)
@@ -99,6 +99,15 @@ def findings(rows: Sequence[Row]) -> tuple[str, ...]:
         if weak:
             text += f" Not shown to beat Random (corrected p above {LEVEL:g}, or no gain): {', '.join(weak)}."
         told.append(text)
+    for row in rows:
+        if row.is_fixed:
+            text = f"{row.method} has no budget to set and reached {tokens_text(row)} tokens: {_percent(row)}"
+            if row.difference is None:
+                told.append(f"{text}; not compared: {row.no_difference}.")
+            else:
+                shown = "p = -" if row.p_corrected is None else f"corrected p = {row.p_corrected:.2g}"
+                difference = _signed(row.difference.value, row.difference.low, row.difference.high)
+                told.append(f"{text}; minus Random at {show_budget(row.reference or 0)}: {difference}, {shown}.")
     return tuple(told)
 
 
@@ -120,13 +129,33 @@ def legend(rows: Sequence[Row]) -> str:
         f"Random: mean ± standard deviation over {seeds} seeds. vs Random: points, paired bootstrap. "
         "Agree: same answer as the dense model; "
         "R→W, W→R: answers that turned from right to wrong and back (random: mean). "
-        "Times: median ms per question; vision is computed once per picture and shared."
+        f"Times: median ms per question; vision is computed once per picture and shared.{_fixed_note(rows)}"
+    )
+
+
+def budget_text(row: Row) -> str:
+    """The budget; of a fixed method what it reached, as shares of the image's original tokens."""
+    if row.is_fixed:
+        layers, left = (f"{100 * tokens / row.tokens_in:.1f}%" for tokens in (row.tokens_out, row.tokens_kept))
+        return f"fixed: {layers} per layer, {left} left"
+    return "-" if row.keep is None else show_budget(row.keep)
+
+
+def _fixed_note(rows: Sequence[Row]) -> str:
+    """How fixed methods are to be read; "" when there is none."""
+    fixed = [row for row in rows if row.is_fixed]
+    if not fixed:
+        return ""
+    gaps = "; ".join(f"{row.method}: {row.no_difference}" for row in fixed if row.no_difference)
+    return (
+        " Methods without a budget stand last, with what they reached, and are compared with Random only where Random "
+        f"had as many tokens, mean over decoder layers, to the token{f' ({gaps})' if gaps else ''}."
     )
 
 
 def tokens_text(row: Row) -> str:
     """Tokens per image and layer and their share; where fewer are left in the end, how many."""
-    share = "" if row.keep is None else f" ({100 * row.tokens_out / row.tokens_in:.1f}%)"
+    share = "" if row.is_dense else f" ({100 * row.tokens_out / row.tokens_in:.1f}%)"
     left = f", {row.tokens_kept:.0f} left" if round(row.tokens_kept) != round(row.tokens_out) else ""
     return f"{row.tokens_out:.0f}{share}{left}"
 

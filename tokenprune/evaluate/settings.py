@@ -28,7 +28,7 @@ class Settings:
 
     Args:
         methods: the rows beside dense and the controls, which are always there.
-        budgets: tokens (int) or shares of the image's tokens (float).
+        budgets: tokens (int) or shares of the image's tokens (float); fixed methods take part once, at none of them.
         seeds: for methods that draw at random.
         batch_size: samples per batch.
         max_new_tokens: length limit of an answer.

@@ -22,18 +22,18 @@ REFERENCE = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method at one budget, pooled over its seeds.
+    """One method at one budget, or one fixed method, pooled over its seeds.
 
     Attributes:
         method: its label; "dense" for the unpruned model.
-        keep: the budget; None for dense.
+        keep: the budget; None for dense and for fixed methods.
         seeds: number of seeds pooled; 1 for methods without.
         samples: number of samples, n.
         accuracy: mean exact match with an interval over images.
         seed_sd: standard deviation of the accuracy over seeds (n - 1); None for a single run.
-        difference: accuracy minus Random's at the same budget, paired by sample; None for dense and for Random itself.
+        difference: accuracy minus Random's at `reference`, paired by sample; None for dense and for Random itself.
         p_value: two-sided, of that difference (see `paired_p_value`).
-        p_corrected: the same after Holm's correction over all methods at this budget.
+        p_corrected: the same after Holm's correction over all methods compared with Random at `reference`.
         agreement: share of answers equal to the dense model's.
         right_to_wrong: samples that dense gets right and this does not; a mean over seeds.
         wrong_to_right: the opposite.
@@ -47,6 +47,9 @@ class Row:
         output_tokens: generated tokens per answer, a mean.
         times: stage to milliseconds per sample; a stage that does not occur is missing.
         kinds: accuracy by kind of question.
+        reference: the budget at which Random is compared with; None where nothing is compared. Of a fixed method it is
+            the one at which Random's tokens, mean over layers, are the same when rounded to one.
+        no_difference: why a fixed method is compared with nothing; "" otherwise.
     """
 
     method: str
@@ -70,11 +73,18 @@ class Row:
     output_tokens: float
     times: dict[str, Spread]
     kinds: dict[str, float]
+    reference: Keep | None = None
+    no_difference: str = ""
 
     @property
     def is_dense(self) -> bool:
         """True for the unpruned model."""
         return self.method == DENSE
+
+    @property
+    def is_fixed(self) -> bool:
+        """True for a method that has no budget to set."""
+        return self.keep is None and not self.is_dense
 
 
 def correctness(content: Mapping[str, Any], samples: Sequence[Sample]) -> list[bool]:
@@ -92,7 +102,10 @@ def summarise(
     units: Sequence[str],
     vision: Sequence[Mapping[str, Any]],
 ) -> list[Row]:
-    """One row per method and budget, in the order of the cells.
+    """One row per method and budget, in the order of the cells; fixed methods have one row.
+
+    A fixed method is compared with Random only where Random had as many tokens (mean over decoder layers, rounded to
+    one token): at any other number a difference says as much about the number as about the choice.
 
     Args:
         cells: the whole comparison; its first cell is the dense one.
@@ -113,14 +126,20 @@ def summarise(
     encoder = spread([1000 * b["seconds"] / b["images"] * images for b in vision if b["counted"]])
     rows = []
     for (method, keep), members in groups.items():
-        reference = groups.get((REFERENCE, keep))
-        is_reference = method == REFERENCE or members[0].keep is None
+        own = [contents[cell.id] for cell in members]
+        reference, reason = groups.get((REFERENCE, keep)), ""
+        if members[0].keep is None and members[0].strategy is not None:
+            randoms = [group for (name, _), group in groups.items() if name == REFERENCE]
+            wanted = _layer_average(own)
+            reference = _same_tokens(randoms, [_layer_average([contents[c.id] for c in g]) for g in randoms], wanted)
+            if reference is None:
+                reason = f"no Random row with {_whole(wanted)} tokens; add --keep {_whole(wanted)}"
         rows.append(
             _row(
                 members,
-                [contents[cell.id] for cell in members],
+                own,
                 np.array([right[cell.id] for cell in members]),
-                None if reference is None or is_reference else np.array([right[cell.id] for cell in reference]),
+                None if reference is None or method == REFERENCE else np.array([right[cell.id] for cell in reference]),
                 dense,
                 right[cells[0].id],
                 samples,
@@ -128,15 +147,36 @@ def summarise(
                 encoder,
             )
         )
+        if rows[-1].difference is not None and reference is not None:
+            rows[-1] = replace(rows[-1], reference=reference[0].keep)
+        elif reason:
+            rows[-1] = replace(rows[-1], no_difference=reason)
     return _corrected(rows)
 
 
+def _same_tokens(groups: Sequence[list[Cell]], averages: Sequence[float], wanted: float) -> list[Cell] | None:
+    """The group whose tokens, rounded to one, are those wanted; of several the nearest, None when there is none."""
+    fitting = [i for i, average in enumerate(averages) if _whole(average) == _whole(wanted)]
+    return groups[min(fitting, key=lambda i: abs(averages[i] - wanted))] if fitting else None
+
+
+def _whole(tokens: float) -> int:
+    """The number of tokens that Random would be asked for; it keeps at least one."""
+    return max(1, round(tokens))
+
+
+def _layer_average(contents: Sequence[Mapping[str, Any]]) -> float:
+    """Visual tokens per image that enter a layer, mean over images and layers."""
+    pictures = [picture for content in contents for record in content["samples"] for picture in record["images"]]
+    return float(np.mean([picture.get("layer_average", picture["tokens_out"]) for picture in pictures]))
+
+
 def _corrected(rows: Sequence[Row]) -> list[Row]:
-    """The rows with p-values corrected over the methods of each budget."""
+    """The rows with p-values corrected over the methods that are compared with the same Random."""
     families: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         if row.p_value is not None:
-            families.setdefault(repr(row.keep), []).append(place)
+            families.setdefault(repr(row.reference), []).append(place)
     result = list(rows)
     for places in families.values():
         for place, value in zip(places, corrected([rows[i].p_value or 0.0 for i in places]), strict=True):
@@ -174,7 +214,7 @@ def _row(
         right_to_wrong=float(np.mean([lost for lost, _ in turned])),
         wrong_to_right=float(np.mean([won for _, won in turned])),
         tokens_in=float(np.mean([picture["tokens_in"] for picture in pictures])),
-        tokens_out=float(np.mean([picture.get("layer_average", picture["tokens_out"]) for picture in pictures])),
+        tokens_out=_layer_average(contents),
         tokens_kept=float(np.mean([picture["tokens_out"] for picture in pictures])),
         tokens_range=(
             min(picture["tokens_out"] for picture in pictures),

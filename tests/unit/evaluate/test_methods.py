@@ -123,3 +123,27 @@ def test_settings_check_their_numbers() -> None:
         Settings(batch_size=0)
     with pytest.raises(ValueError, match="positions must be one of 'original', 'compact', got 'x'"):
         Settings(positions="x")  # type: ignore[arg-type]
+
+
+def test_a_method_without_a_budget_runs_once_behind_all_budgets() -> None:
+    method = Method("random(keep=0.5) >> VTW(layer=1)")
+    assert (method.fixed, method.seeded, Method("fastv(layer=1)").fixed) == (True, True, False)
+    assert method.strategy(seed=3) == parse("random(keep=0.5, seed=3) >> vtw(layer=1)")
+    cells = make_cells([method, Method("vtw(layer=1)"), Method("grid_pool")], [0.5, 64], [0, 3])
+    assert [(c.method.split()[0], c.keep, c.seed) for c in cells[1:]] == [
+        ("grid_pool", 0.5, None),
+        ("grid_pool", 64, None),
+        ("random(keep=0.5)", None, 0),
+        ("random(keep=0.5)", None, 3),
+        ("vtw(layer=1)", None, None),
+    ]
+    assert cells[-1].id == "005-vtw-layer-1-fixed"
+
+
+def test_budgets_go_with_methods_that_have_one() -> None:
+    with pytest.raises(ValueError, match="no `keep`, so no budget can be put in"):
+        Method("vtw(layer=1)").strategy(keep=4)
+    with pytest.raises(ValueError, match="give a budget for it"):
+        Method("random").strategy()
+    with pytest.raises(TypeError, match="drops"):
+        Method("fitprune")
