@@ -45,8 +45,9 @@ def methods() -> tuple[list[str], dict[str, str]]:
         text = TEXTS.get(name, name)
         try:
             method = Method(text)
+            method.strategy(keep=0.5)
         except (ValueError, TypeError):
-            left_out[name] = "has no budget that a comparison could set"
+            left_out[name] = "has no budget that this comparison could sweep"
             continue
         try:
             fit_strategy(method.strategy(keep=0.5), adapter)
