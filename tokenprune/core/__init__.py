@@ -1,0 +1,1 @@
+"""What a pruning strategy is; knows no model."""

@@ -1,0 +1,171 @@
+"""What is checked of every input, every answer, and the order of stages; knows no strategy."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+
+from tokenprune.core.places import InTower, Place, order_of, show_place
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import GRID, WHOLE_IMAGE, FromDecoder, FromInputs, FromStates, Signal
+from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.finite import all_finite
+
+Yields = Literal["subset", "merged", "extended", "nothing"]
+"""What a stage leaves: some of the tokens; new vectors in their places; some of them and new ones besides; none."""
+
+
+def check_images(owner: str, needs: Sequence[Signal], batch: Sequence[Tokens]) -> None:
+    """Raise unless every image has what is needed, and no number that is read is NaN or infinite.
+
+    Args:
+        owner: the class that is to choose.
+        needs: signals that it reads.
+        batch: the images.
+
+    Raises:
+        TypeError: when an image is no `Tokens`.
+        ValueError: when a signal is missing, or a tensor holds NaN or infinity.
+    """
+    values: dict[int, torch.Tensor] = {}  # by identity: the images of a prompt share its text
+    names: list[str] = []
+    for tokens in batch:
+        if not isinstance(tokens, Tokens):
+            raise TypeError(f"{owner}: select takes a Tokens, got {type(tokens).__name__}; write Tokens(visual)")
+        missing = [signal for signal in needs if signal.required and not tokens.knows(signal)]
+        if missing:
+            lacking = " and ".join(tokens.lacking(signal) for signal in missing)
+            raise ValueError(f"{owner}: {lacking}, or choose a strategy that does without")
+        read = [("visual", tokens.visual), *((signal.name, tokens[signal]) for signal in needs)]
+        for name, value in read:
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and id(value) not in values:
+                values[id(value)] = value
+                names.append(name)
+    verdicts = all_finite(list(values.values()))
+    if not all(verdicts):
+        bad = names[verdicts.index(False)]
+        raise ValueError(f"{owner}: Tokens.{bad} holds NaN or infinity; find where the model makes it")
+
+
+def check_form(owner: str, yields: Yields, tokens: Tokens, choice: Choice, requested: int | None) -> None:
+    """Raise unless an answer has the right kind and size: all that can be seen without reading from the device."""
+    if not isinstance(choice, Choice):
+        raise RuntimeError(
+            f"{owner}: must answer a Choice, got {type(choice).__name__}; write Choice.top(scores, count)"
+        )
+    indices = choice.indices
+    if indices.dtype != torch.int64 or indices.ndim != 1:
+        raise RuntimeError(f"{owner}: indices must be int64 (k,), got {indices.dtype} {tuple(indices.shape)}")
+    if indices.device != tokens.visual.device:
+        raise RuntimeError(f"{owner}: indices are on {indices.device}, the tokens on {tokens.visual.device}")
+    k = indices.shape[0]
+    if (k == 0) != (yields == "nothing") or (requested is not None and k != min(requested, tokens.n)):
+        raise RuntimeError(f"{owner}: kept {k} of {tokens.n} tokens, but {requested} were asked for")
+    for name, made, wanted in (
+        ("features", choice.features, yields == "merged"),
+        ("extra", choice.extra, yields == "extended"),
+    ):
+        if wanted != (made is not None):
+            raise RuntimeError(
+                f"{owner}: yields {yields!r} but {name} are {'given' if made is not None else 'missing'}"
+            )
+        if made is None:
+            continue
+        rows = k if name == "features" else made.shape[0]
+        if made.shape != (rows, tokens.visual.shape[1]) or made.dtype != tokens.visual.dtype:
+            raise RuntimeError(
+                f"{owner}: {name} must be {tokens.visual.dtype} ({rows}, {tokens.visual.shape[1]}), "
+                f"got {made.dtype} {tuple(made.shape)}"
+            )
+
+
+def check_made(owner: str, choices: Sequence[Choice]) -> None:
+    """Raise when a new token vector is NaN or infinite; one transfer from the device for the whole batch.
+
+    Raises:
+        ValueError: naming the owner.
+    """
+    made = [part for choice in choices for part in (choice.features, choice.extra) if part is not None]
+    if made and not all(all_finite([part.detach() for part in made])):
+        raise ValueError(
+            f"{owner}: a token that it made holds NaN or infinity, although the tokens that came do not: their sum may "
+            f"leave the range of {made[0].dtype}; load the model in bfloat16 or float32"
+        )
+
+
+def check_rows(owner: str, ascending: bool, batch: Sequence[Tokens], choices: Sequence[Choice]) -> None:
+    """Raise unless indices are rows, unique, and in order where promised; one transfer for the whole batch."""
+    groups: dict[tuple[int, int, torch.device], list[int]] = {}
+    for i, (tokens, choice) in enumerate(zip(batch, choices, strict=True)):
+        if choice.indices.shape[0]:  # a stage that yields nothing keeps none
+            groups.setdefault((tokens.n, choice.indices.shape[0], choice.indices.device), []).append(i)
+    verdicts = []
+    for (n, *_), members in groups.items():
+        rows = torch.stack([choices[i].indices for i in members])  # (images, k)
+        rows = rows if ascending else rows.sort(dim=1).values
+        good = (rows[:, 0] >= 0) & (rows[:, -1] < n) & (rows[:, 1:] > rows[:, :-1]).all(1)
+        verdicts.append(good.all())
+    if not verdicts or torch.stack([good.to(verdicts[0].device) for good in verdicts]).all().item():
+        return
+    what = "ascending, unique and" if ascending else "unique and"
+    for tokens, choice in zip(batch, choices, strict=True):
+        kept = choice.indices.tolist()
+        right = sorted(set(kept)) == (kept if ascending else sorted(kept))
+        if not right or (kept and (min(kept) < 0 or max(kept) >= tokens.n)):
+            raise RuntimeError(f"{owner}: indices must be {what} in [0, {tokens.n}), got {kept[:12]}")
+
+
+class _Stage(Protocol):
+    """The attributes of a stage that matter for its neighbours."""
+
+    @property
+    def needs(self) -> tuple[Signal, ...]: ...
+    @property
+    def place(self) -> Place: ...
+    @property
+    def yields(self) -> Yields: ...
+
+
+def check_order(stages: Sequence[_Stage]) -> None:
+    """Raise unless each stage can run after those before it.
+
+    Raises:
+        ValueError: when a stage acts earlier in the model than the one before it, or cannot get what it needs.
+    """
+    merged_by: _Stage | None = None
+    for before, stage in zip([None, *stages[:-1]], stages, strict=True):
+        if before is not None:
+            _check_pair(before, stage)
+        lost = None if merged_by is None else next(filter(_of_original, stage.needs), None)
+        if lost is not None:
+            raise ValueError(
+                f"Pipeline: {stage!r} needs Tokens.{lost} of the original tokens, but {merged_by!r} before it makes "
+                f"new ones; put {stage!r} first"
+            )
+        # What the vision tower merges has its signals read there.
+        if stage.yields == "extended" or (stage.yields == "merged" and not isinstance(stage.place, InTower)):
+            merged_by = stage
+
+
+def _check_pair(before: _Stage, stage: _Stage) -> None:
+    if WHOLE_IMAGE in stage.needs:
+        raise ValueError(f"Pipeline: {stage!r} needs the complete raster of tokens; put it first")
+    if before.yields == "nothing":
+        raise ValueError(f"Pipeline: {before!r} leaves no visual token to the stages after it; put it last")
+    if order_of(stage.place) < order_of(before.place):
+        raise ValueError(
+            f"Pipeline: {stage!r} acts {show_place(stage.place)}, earlier in the model than the stage before it "
+            f"({show_place(before.place)}); order the stages tower, before the decoder, in the decoder by layer"
+        )
+    if before.yields == "extended" and order_of(stage.place) == order_of(before.place):
+        raise ValueError(
+            f"Pipeline: {before!r} makes tokens {show_place(before.place)}, about which {stage!r} at the same layer "
+            "can know nothing; give it a later layer"
+        )
+
+
+def _of_original(signal: Signal) -> bool:
+    """Tell whether a signal is about the original tokens; the decoder's are about whatever tokens get there."""
+    if isinstance(signal.source, FromDecoder | FromStates | FromInputs):
+        return False
+    return (signal.token_axis is not None and signal.required) or signal in (GRID, WHOLE_IMAGE)

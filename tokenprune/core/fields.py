@@ -1,0 +1,171 @@
+"""`@strategy`: a class becomes a frozen dataclass whose fields are checked by their annotations."""
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from tokenprune.core import registry
+
+T = TypeVar("T")
+
+
+def check_layer(value: object, *, owner: str, parameter: str = "layer") -> int:
+    """Return a decoder layer, or raise an error that names owner, parameter and value."""
+    wanted = f"{owner}: {parameter} must be an int of at least 1 (the first decoder layer with fewer tokens)"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{wanted}, got {value}; to drop before the language model choose a strategy that acts there")
+    return value
+
+
+def check_count(value: object, *, owner: str, parameter: str) -> int:
+    """Return an int of 0 or more, or raise an error that names owner, parameter and value."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{owner}: {parameter} must be an int, got {value!r} of type {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{owner}: {parameter} must be 0 or more, got {value}")
+    return value
+
+
+def check_share(value: object, *, owner: str, parameter: str) -> float:
+    """Return a number in [0, 1], or raise an error that names owner, parameter and value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"{owner}: {parameter} must be a number in [0, 1], got {value!r} of type {type(value).__name__}"
+        )
+    if not 0 <= value <= 1:  # also catches NaN
+        raise ValueError(f"{owner}: {parameter} must be in [0, 1], got {value}")
+    return value
+
+
+def check_choice(owner: str, parameter: str, value: object, choices: Sequence[str]) -> None:
+    """Raise a ValueError that names owner, parameter, value and the choices, unless `value` is one of them."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{owner}: {parameter} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+Layer: TypeAlias = Annotated[int, check_layer]
+"""The first decoder layer that gets fewer tokens, counted from 0, at least 1."""
+Count: TypeAlias = Annotated[int, check_count]
+"""An int of 0 or more."""
+Share: TypeAlias = Annotated[float, check_share]
+"""A number in [0, 1]."""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def strategy(name: str, *, paper: str = "", register: bool = True) -> Callable[[type[T]], type[T]]:
+    """Make a class a strategy: a frozen dataclass, its fields checked by their annotations, known to `parse`.
+
+    Fields without a default, and the first one, may be given by position; the others need their names. Checked are
+    `Keep`, `Layer`, `Count`, `Share`, `Literal[...]`, bool, int, float, str, classes, and unions of them; further
+    `Annotated[type, check]` with a function `check(value, owner=..., parameter=...)` that returns the value. A
+    `__post_init__` of the class runs afterwards.
+
+    Args:
+        name: what `parse`, the command line and result ids call it (snake_case, unique).
+        paper: where the method comes from; "" for controls.
+        register: False to keep it from `parse`, for classes of a single test.
+
+    Raises:
+        TypeError: when the class is abstract, or overrides what is final.
+        ValueError: when the name is no snake_case identifier or belongs to another class.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        if not name.isidentifier() or name != name.lower():
+            raise ValueError(f"{cls.__name__}: name must be snake_case, got {name!r}")
+        made = _dataclass(cls, name, paper)
+        getattr(made, "_check_class", lambda: None)()
+        if register:
+            registry.add(made, name)
+        return made
+
+    return decorate
+
+
+def _dataclass(cls: type[T], name: str, paper: str) -> type[T]:
+    own: Callable[[Any], None] | None = getattr(cls, "__post_init__", None)
+
+    def post_init(self: Any) -> None:  # noqa: ANN401
+        check_fields(self)
+        if own is not None:
+            own(self)
+        self._check_built()
+
+    attributes: Any = cls
+    attributes.name, attributes.paper, attributes.__post_init__ = name, paper, post_init
+    annotations = {key: kind for key, kind in inspect.get_annotations(cls).items() if not _is_class_var(kind)}
+    options = [key for key in annotations if key in cls.__dict__] if KW_ONLY not in annotations.values() else []
+    for option in options:
+        default = cls.__dict__[option]
+        if option != next(iter(annotations)) and not isinstance(default, Field):
+            setattr(cls, option, field(default=default, kw_only=True))
+    return dataclass(frozen=True, repr=False, eq=False)(cls)
+
+
+def check_fields(instance: Any) -> None:  # noqa: ANN401
+    """Check every field of a dataclass by its annotation, and put in its place what the check returns."""
+    cls = type(instance)
+    if "_hints" not in cls.__dict__:
+        cls._hints = get_type_hints(cls, include_extras=True)
+    for each in fields(instance):
+        value = getattr(instance, each.name)
+        checked = check_value(cls._hints[each.name], value, owner=cls.__name__, parameter=each.name)
+        if checked is not value:
+            object.__setattr__(instance, each.name, checked)
+
+
+def check_value(annotation: Any, value: Any, *, owner: str, parameter: str) -> Any:  # noqa: ANN401
+    """Return a value that fits an annotation, or raise an error that names owner, parameter and value.
+
+    Examples:
+        >>> check_value(Literal["a", "b"] | None, "c", owner="Demo", parameter="mode")
+        Traceback (most recent call last):
+        ValueError: Demo: mode must be one of 'a', 'b', got 'c'
+    """
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    if value is None and type(None) in options:
+        return None
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    if any(type(value) is type(word) and value == word for word in words):
+        return value
+    for option in options:
+        if get_origin(option) is Annotated:
+            checks = [check for check in get_args(option)[1:] if callable(check)]
+            for check in checks:
+                value = check(value, owner=owner, parameter=parameter)
+            if checks:
+                return value
+    kinds = [option for option in options if isinstance(option, type) and option is not type(None)]
+    open_ended = len(kinds) < len([o for o in options if o is not type(None) and get_origin(o) is not Literal])
+    if open_ended or any(_is_a(value, kind) for kind in kinds):
+        return value
+    if words and not kinds:
+        check_choice(owner, parameter, value, words)
+    wanted = " or ".join([*(f"a {kind.__name__}" for kind in kinds), *(repr(word) for word in words)])
+    raise TypeError(f"{owner}: {parameter} must be {wanted}, got {value!r} of type {type(value).__name__}")
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _is_class_var(annotation: object) -> bool:
+    return get_origin(annotation) is ClassVar or (isinstance(annotation, str) and "ClassVar" in annotation)
