@@ -21,18 +21,22 @@ tokens and their pooling are the business of whoever computes `text_embeds`.
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, unit, working
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep, keep_count
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import (
+    CLIP_TEXT,
+    CLIP_VISUAL,
+)
+from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
+from tokenprune.core.tokens import Tokens
 from tokenprune.kernels import determinant_each, gram, unit_rows
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
 
 __all__ = ["CDPruner", "cdpruner", "cdpruner_relevance", "greedy_map"]
 
@@ -139,12 +143,12 @@ def cdpruner(
     return greedy_map(kernel, keep, official=True)
 
 
-@dataclass(frozen=True, repr=False)
-class CDPruner(PruningStrategy):
+@strategy("cdpruner", paper="CDPruner, NeurIPS 2025, arXiv 2506.10967")
+class CDPruner(Stage):
     """Keep tokens that differ from one another and matter to the prompt: conditional DPP (CDPruner, NeurIPS 2025).
 
     Definition, paper's code and deviations: `tokenprune.baselines.cdpruner`. Needs CLIP's joint space: the embeddings
-    of the patches and of the prompt, `Tokens.clip_visual` and `Tokens.clip_text`. The prompt is the question alone in
+    of the patches and of the prompt. The prompt is the question alone in
     the authors' program.
 
     Args:
@@ -154,35 +158,28 @@ class CDPruner(PruningStrategy):
 
     Examples:
         >>> clip = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-        >>> CDPruner(keep=2).select(Tokens(torch.eye(3), clip_visual=clip, clip_text=clip[:1])).indices
+        >>> tokens = Tokens(torch.eye(3), signals={CLIP_VISUAL: clip, CLIP_TEXT: clip[:1]})
+        >>> CDPruner(keep=2).select(tokens).indices
         tensor([1, 2])
     """
 
-    name: ClassVar[str] = "cdpruner"
-    paper: ClassVar[str] = "CDPruner, NeurIPS 2025, arXiv 2506.10967"
-    summary: ClassVar[str] = "determinantal point process conditioned on the prompt through CLIP"
-    needs = frozenset({"clip_visual", "clip_text"})
-    equivariant = True
-
     keep: Keep
-    _: KW_ONLY
     official: bool = False
+    needs = (CLIP_VISUAL, CLIP_TEXT)
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        if self.official:  # what rounding noise decides does not follow a permutation
-            object.__setattr__(self, "equivariant", False)
+    @property
+    def promises(self) -> frozenset[Promise]:
+        """What rounding noise decides with `official` does not follow a permutation."""
+        return PLAIN if self.official else EQUIVARIANT
 
     def requested(self, tokens: Tokens) -> int | None:
-        """The budget; None with `official`, which may repeat tokens and so keep fewer."""
+        """Count the budget; None with `official`, which may repeat tokens and so keep fewer."""
         return None if self.official else super().requested(tokens)
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return self._select_batch([tokens])[0]
-
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        keeps = [min(PruningStrategy.requested(self, tokens) or 1, tokens.n) for tokens in batch]
-        signals = [(tokens.visual, *_joint_space(tokens)) for tokens in batch]
+    def choose_batch(self, batch: Sequence[Tokens]) -> list[Choice]:
+        """Pick greedily by the largest determinant."""
+        keeps = [min(keep_count(self.keep, tokens.original), tokens.n) for tokens in batch]
+        signals = [(tokens.visual, tokens[CLIP_VISUAL], tokens[CLIP_TEXT]) for tokens in batch]
         if self.official:
             orders = [
                 cdpruner(visual[None], embeds[None], text, keep, official=True)[0]
@@ -190,15 +187,4 @@ class CDPruner(PruningStrategy):
             ]
         else:
             orders = determinant_each((conditional_kernel(*signal) for signal in signals), keeps)
-        return [
-            Selection(indices=order.unique(), total=tokens.n)
-            if self.official
-            else Selection(indices=order.sort().values, total=tokens.n, order=order)
-            for tokens, order in zip(batch, orders, strict=True)
-        ]
-
-
-def _joint_space(tokens: Tokens) -> tuple[Tensor, Tensor]:
-    if tokens.clip_visual is None or tokens.clip_text is None:  # `select` has checked it
-        raise ValueError("CDPruner: needs Tokens.clip_visual and Tokens.clip_text")
-    return tokens.clip_visual, tokens.clip_text
+        return [Choice(order.unique()) if self.official else Choice.picked(order) for order in orders]

@@ -22,17 +22,24 @@ text pivots, or fewer image tokens than are to be claimed, what there is is take
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, top, unit, working
-from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep, set_layer
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import Count, Layer, strategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import (
+    FromDecoder,
+    FromStates,
+    Signal,
+)
+from tokenprune.core.strategy import EQUIVARIANT, Stage
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["DART", "DartTokens", "dart", "dart_per_pivot", "dart_pivots"]
 
@@ -162,8 +169,22 @@ def dart(
     return DartTokens(retained, image, text, pivots)
 
 
-@dataclass(frozen=True, repr=False)
-class DART(PruningStrategy):
+KEYS = Signal("decoder_keys", "n e", FromDecoder(lambda seen: _flat(seen.keys)[seen.image]))
+"""Keys of the layer before, after rotary embedding, heads side by side."""
+TEXT_KEYS = Signal("decoder_text_keys", "_ e", FromDecoder(lambda seen: _flat(seen.keys)[seen.text]))
+"""The same of the text after the image."""
+STATES = Signal("decoder_states", "n d", FromStates(lambda seen: seen.normed[seen.image]))
+"""Output of the layer before, after the language model's final norm."""
+TEXT_STATES = Signal("decoder_text_states", "_ d", FromStates(lambda seen: seen.normed[seen.text]))
+"""The same of the text after the image."""
+
+
+def _flat(heads: Float[Tensor, "g k e"]) -> Float[Tensor, "k f"]:
+    return heads.transpose(0, 1).flatten(1)
+
+
+@strategy("dart", paper="DART, EMNLP 2025, arXiv 2502.11494")
+class DART(Stage):
     """Inside the language model, keep a few pivots and the image tokens least like them (DART, EMNLP 2025).
 
     `keep` are the tokens left at the end: DART with a nominal budget of 128 keeps 132, so `DART(132)`.
@@ -179,37 +200,29 @@ class DART(PruningStrategy):
     Examples:
         >>> keys, text = torch.tensor([[1.0], [9.0], [2.0]]), torch.zeros(0, 1)
         >>> states = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
-        >>> signals = {"decoder_keys": keys, "decoder_states": states}
-        >>> behind = {"decoder_text_keys": text, "decoder_text_states": torch.zeros(0, 2)}
-        >>> DART(keep=2, pivot_image=1).select(Tokens(torch.zeros(3, 2), **signals, **behind)).indices
+        >>> decoder = {KEYS: keys, STATES: states, TEXT_KEYS: text, TEXT_STATES: torch.zeros(0, 2)}
+        >>> DART(keep=2, pivot_image=1).select(Tokens(torch.zeros(3, 2), signals=decoder)).indices
         tensor([1, 2])
     """
 
-    name: ClassVar[str] = "dart"
-    paper: ClassVar[str] = "DART, EMNLP 2025, arXiv 2502.11494"
-    summary: ClassVar[str] = "pivots with large decoder keys, then the tokens least like them"
-    needs = frozenset({"decoder_keys", "decoder_states", "decoder_text_keys", "decoder_text_states"})
-    site = "decoder"
-    positions = "original"
-    equivariant = True
-
     keep: Keep
-    _: KW_ONLY
-    layer: int = 2
-    pivot_image: int = 4
-    pivot_text: int = 4
+    layer: Layer = 2
+    pivot_image: Count = 4
+    pivot_text: Count = 4
+    needs = (KEYS, STATES, TEXT_KEYS, TEXT_STATES)
+    promises = EQUIVARIANT
 
     def __post_init__(self) -> None:
-        set_keep(self)
-        set_layer(self)
         check_count("DART", "pivot_image", self.pivot_image, 1_000_000)
-        check_count("DART", "pivot_text", self.pivot_text, 1_000_000, lowest=0)
 
-    def _select(self, tokens: Tokens) -> Selection:
-        parts = (tokens.decoder_keys, tokens.decoder_states, tokens.decoder_text_keys, tokens.decoder_text_states)
-        keys, states, text_keys, text_states = parts
-        if keys is None or states is None or text_keys is None or text_states is None:  # `select` has checked it
-            raise ValueError("DART: needs keys and states of the decoder")
+    @property
+    def place(self) -> InDecoder:
+        """The layer; positions stay."""
+        return InDecoder(self.layer, positions="original")
+
+    def choose(self, tokens: Tokens) -> Choice:
+        """Claim tokens for the pivots in turn."""
+        keys, states, text_keys, text_states = (tokens[signal] for signal in self.needs)
         k = self.count(tokens)
         image, text = min(self.pivot_image, k), min(self.pivot_text, text_keys.shape[0])
         each, more = divmod(k - image, image + text)
@@ -222,4 +235,4 @@ class DART(PruningStrategy):
             pivot_image=image,
             pivot_text=text,
         )
-        return Selection(indices=kept.retained, total=tokens.n)
+        return Choice(kept.retained)

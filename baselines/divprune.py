@@ -18,19 +18,19 @@ O(n^2 d + n k): the running minimum is updated, where the program gathers rows a
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, unit, working
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep, keep_count
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
+from tokenprune.core.tokens import Tokens
 from tokenprune.kernels import pick_each
 from tokenprune.kernels.images import Start
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
 
 __all__ = ["DivPrune", "cosine_distance", "divprune", "divprune_count", "max_min"]
 
@@ -104,8 +104,8 @@ def max_min(distance: Float[Tensor, "b n n"], keep: int, *, official: bool = Fal
     return picks
 
 
-@dataclass(frozen=True, repr=False)
-class DivPrune(PruningStrategy):
+@strategy("divprune", paper="DivPrune, CVPR 2025, arXiv 2503.02175")
+class DivPrune(Stage):
     """Keep the tokens that are far from one another: greedy max-min cosine distance (DivPrune, CVPR 2025).
 
     Definition, paper's code and deviations: `tokenprune.baselines.divprune`.
@@ -120,37 +120,24 @@ class DivPrune(PruningStrategy):
         tensor([0, 2])
     """
 
-    name: ClassVar[str] = "divprune"
-    paper: ClassVar[str] = "DivPrune, CVPR 2025, arXiv 2503.02175"
-    summary: ClassVar[str] = "greedy max-min cosine distance"
-    equivariant = True
-
     keep: Keep
-    _: KW_ONLY
     official: bool = False
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        if self.official:  # what rounding noise decides does not follow a permutation
-            object.__setattr__(self, "equivariant", False)
+    @property
+    def promises(self) -> frozenset[Promise]:
+        """What rounding noise decides with `official` does not follow a permutation."""
+        return PLAIN if self.official else EQUIVARIANT
 
     def requested(self, tokens: Tokens) -> int | None:
-        """The budget; None with `official`, which may repeat tokens and so keep fewer."""
+        """Count the budget; None with `official`, which may repeat tokens and so keep fewer."""
         return None if self.official else super().requested(tokens)
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return self._select_batch([tokens])[0]
-
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        keeps = [min(PruningStrategy.requested(self, tokens) or 1, tokens.n) for tokens in batch]
+    def choose_batch(self, batch: Sequence[Tokens]) -> list[Choice]:
+        """Pick greedily by the largest smallest distance."""
+        keeps = [min(keep_count(self.keep, tokens.original), tokens.n) for tokens in batch]
         if self.official:
             orders = [divprune(tokens.visual, keep, official=True) for tokens, keep in zip(batch, keeps, strict=True)]
-            return [
-                Selection(indices=order.unique(), total=tokens.n) for tokens, order in zip(batch, orders, strict=True)
-            ]
+            return [Choice(order.unique()) for order in orders]
         starts: list[Start] = ["min"] * len(batch)
         orders = pick_each([tokens.visual for tokens in batch], keeps, objective="min", starts=starts)
-        return [
-            Selection(indices=order.sort().values, total=tokens.n, order=order)
-            for tokens, order in zip(batch, orders, strict=True)
-        ]
+        return [Choice.picked(order) for order in orders]

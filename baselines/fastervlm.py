@@ -10,16 +10,15 @@ Deviations: scores in float32, ties to the lowest index (float16 attention has r
 leaves open). Several tiles (LLaVA-NeXT): the core handles them, `keep` each; the strategy takes one raster.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
-from tokenprune.budget import Keep
-from tokenprune.strategy import set_keep
-from tokenprune.tokens import Tokens
+from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import strategy
+from tokenprune.core.signals import CLS_ATTENTION
+from tokenprune.core.strategy import Scoring
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["FasterVLM", "fastervlm", "fastervlm_score"]
 
@@ -45,8 +44,8 @@ def fastervlm(cls_attention: Float[Tensor, "*b h n"], keep: int) -> Int[Tensor, 
     return top(fastervlm_score(cls_attention), keep)[0]
 
 
-@dataclass(frozen=True, repr=False)
-class FasterVLM(RankingStrategy):
+@strategy("fastervlm", paper="FasterVLM, arXiv 2412.01818v1")
+class FasterVLM(Scoring):
     """Keep the patches with the largest CLS attention in the vision tower (FasterVLM, arXiv 2412.01818v1).
 
     Definition, paper's code and deviations: `tokenprune.baselines.fastervlm`.
@@ -56,22 +55,14 @@ class FasterVLM(RankingStrategy):
 
     Examples:
         >>> import torch
-        >>> FasterVLM(keep=1).select(Tokens(torch.zeros(3, 2), cls_attention=torch.tensor([[0.1, 0.7, 0.2]]))).indices
+        >>> tokens = Tokens(torch.zeros(3, 2), signals={CLS_ATTENTION: torch.tensor([[0.1, 0.7, 0.2]])})
+        >>> FasterVLM(keep=1).select(tokens).indices
         tensor([1])
     """
 
-    name: ClassVar[str] = "fastervlm"
-    paper: ClassVar[str] = "FasterVLM, arXiv 2412.01818v1"
-    summary: ClassVar[str] = "largest CLS attention in the vision tower"
-    needs = frozenset({"cls_attention"})
-    equivariant = True
-
     keep: Keep
+    needs = (CLS_ATTENTION,)
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-
-    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
-        if tokens.cls_attention is None:  # `select` has checked it
-            raise ValueError("FasterVLM: needs Tokens.cls_attention")
-        return fastervlm_score(tokens.cls_attention)
+    def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
+        """Attention of the CLS token over heads."""
+        return fastervlm_score(tokens[CLS_ATTENTION])

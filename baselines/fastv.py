@@ -19,17 +19,17 @@ no matter of selection:
 Deviations: scores in float32, ties to the lowest index.
 """
 
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
-from tokenprune.budget import Keep
-from tokenprune.strategy import set_keep, set_layer
-from tokenprune.tokens import Tokens
+from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import Layer, strategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.signals import DECODER_ATTENTION
+from tokenprune.core.strategy import Scoring
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["FastV", "fastv", "fastv_count", "fastv_keep_index", "fastv_score"]
 
@@ -91,8 +91,8 @@ def fastv_keep_index(kept: Int[Tensor, " k"], *, image_start: int, n_image: int,
     return torch.cat([positions[:image_start], kept + image_start, positions[image_start + n_image :]])
 
 
-@dataclass(frozen=True, repr=False)
-class FastV(RankingStrategy):
+@strategy("fastv", paper="FastV, ECCV 2024, arXiv 2403.06764")
+class FastV(Scoring):
     """Inside the language model, keep the image tokens that the prompt's last token attends to (FastV, ECCV 2024).
 
     Layers are counted from 0: layers 0 .. `layer` - 1 see every token, the attention of layer `layer` - 1 decides, and
@@ -107,27 +107,20 @@ class FastV(RankingStrategy):
 
     Examples:
         >>> attention = torch.tensor([[0.1, 0.7, 0.2]])
-        >>> FastV(keep=1, layer=3).select(Tokens(torch.zeros(3, 2), decoder_attention=attention)).indices
+        >>> tokens = Tokens(torch.zeros(3, 2), signals={DECODER_ATTENTION: attention})
+        >>> FastV(keep=1, layer=3).select(tokens).indices
         tensor([1])
     """
 
-    name: ClassVar[str] = "fastv"
-    paper: ClassVar[str] = "FastV, ECCV 2024, arXiv 2403.06764"
-    summary: ClassVar[str] = "after a few decoder layers, largest attention of the last token"
-    needs = frozenset({"decoder_attention"})
-    site = "decoder"
-    positions = "original"
-    equivariant = True
-
     keep: Keep
-    _: KW_ONLY
-    layer: int = 2
+    layer: Layer = 2
+    needs = (DECODER_ATTENTION,)
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        set_layer(self)
+    @property
+    def place(self) -> InDecoder:
+        """The layer; positions stay."""
+        return InDecoder(self.layer, positions="original")
 
-    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
-        if tokens.decoder_attention is None:  # `select` has checked it
-            raise ValueError("FastV: needs Tokens.decoder_attention")
-        return fastv_score(tokens.decoder_attention, image_start=0, n_image=tokens.n)
+    def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
+        """Mean attention of the prompt's last token."""
+        return fastv_score(tokens[DECODER_ATTENTION], image_start=0, n_image=tokens.n)

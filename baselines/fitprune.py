@@ -21,18 +21,24 @@ tokens get in that layer of the untouched model, and tokens that left earlier co
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, top, working
-from tokenprune.budget import share_count
-from tokenprune.pipeline import StagedStrategy, run_stages
-from tokenprune.strategy import PruningStrategy, set_layer
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import share_count
+from tokenprune.core.fields import Layer, strategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import (
+    Attended,
+    FromDecoder,
+    Signal,
+)
+from tokenprune.core.strategy import EQUIVARIANT, Stage, Staged
+from tokenprune.core.tokens import Tokens
 
 __all__ = [
     "FitPrune",
@@ -196,9 +202,20 @@ def fitprune_fit(
     return tuple(sum(column) // len(tables) for column in zip(*tables, strict=True))
 
 
-@dataclass(frozen=True, repr=False)
-class FitPruneStage(PruningStrategy):
-    """One layer of FitPrune: between its attention and its feed-forward part the least attended image tokens go.
+def _peaks(seen: Attended) -> Float[Tensor, "2 n"]:
+    strongest = seen.rows(torch.cat([seen.image, seen.text])).amax(0)  # (n + t, n)
+    n = seen.image.shape[0]
+    return torch.stack([strongest[:n].sum(0) / n, strongest[n:].sum(0)])
+
+
+PEAKS = Signal("decoder_peaks", "2 n", FromDecoder(_peaks))
+"""Column sums of the maximum over heads of the attention in the layer before: over the rows of this image's tokens,
+divided by n, and over those of the text after the image."""
+
+
+@strategy("fitprune_stage", paper="FitPrune, AAAI 2025, arXiv 2409.10197 (one layer)")
+class FitPruneStage(Stage):
+    """Drop the least attended image tokens between attention and feed-forward part of a layer (one layer of FitPrune).
 
     Args:
         drop: tokens (int) or share of the image's original tokens (float in [0, 1)) to drop; one always stays.
@@ -206,54 +223,38 @@ class FitPruneStage(PruningStrategy):
 
     Examples:
         >>> peaks = torch.tensor([[0.3, 0.2, 0.5], [0.1, 0.3, 0.2]])
-        >>> FitPruneStage(1, layer=1).select(Tokens(torch.zeros(3, 2), decoder_peaks=peaks)).indices
+        >>> FitPruneStage(1, layer=1).select(Tokens(torch.zeros(3, 2), signals={PEAKS: peaks})).indices
         tensor([1, 2])
     """
 
-    name: ClassVar[str] = "fitprune_stage"
-    paper: ClassVar[str] = "FitPrune, AAAI 2025, arXiv 2409.10197 (one layer)"
-    summary: ClassVar[str] = "within a decoder layer, least attention from image tokens times that from text"
-    needs = frozenset({"decoder_peaks"})
-    site = "decoder"
-    positions = "original"
-    equivariant = True
-    before_ffn = True
-
     drop: int | float
-    _: KW_ONLY
-    layer: int = 1
+    layer: Layer = 1
+    needs = (PEAKS,)
+    promises = EQUIVARIANT
+    example = "fitprune_stage(drop=0.1)"
 
     def __post_init__(self) -> None:
         _check_drop("FitPruneStage", self.drop)
-        set_layer(self)
 
-    @classmethod
-    def example(cls) -> "FitPruneStage":
-        """A tenth of the image, in layer 0."""
-        return cls(0.1)
-
-    def requested(self, tokens: Tokens) -> int | None:
-        """None: what is left depends on what came."""
-        del tokens
-        return None
+    @property
+    def place(self) -> InDecoder:
+        """Within the layer before `layer`; positions stay."""
+        return InDecoder(self.layer, positions="original", mid_layer=True)
 
     def foresee(self, left: int, original: int) -> int:
-        """All but what is dropped."""
+        """Count all but what is dropped."""
         drop = self.drop if isinstance(self.drop, int) else share_count(self.drop, original)
         return max(1, left - drop)
 
-    def _select(self, tokens: Tokens) -> Selection:
-        if tokens.decoder_peaks is None:  # `select` has checked it
-            raise ValueError("FitPruneStage: needs Tokens.decoder_peaks")
-        mine, text = working(tokens.decoder_peaks)
-        scores = mine * text
-        indices, order = top(scores, self.foresee(tokens.n, tokens.original))
-        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
+    def choose(self, tokens: Tokens) -> Choice:
+        """Keep the largest products."""
+        mine, text = working(tokens[PEAKS])  # (n,) each
+        return Choice.top(mine * text, self.foresee(tokens.n, tokens.original))
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class FitPrune(StagedStrategy):
-    """In the layers of the language model, drop a fitted number of image tokens in each (FitPrune, AAAI 2025).
+@strategy("fitprune", paper="FitPrune, AAAI 2025, arXiv 2409.10197")
+class FitPrune(Staged):
+    """Drop a fitted number of image tokens in every layer of the language model (FitPrune, AAAI 2025).
 
     Layer l drops `drops[l]` tokens right after its attention, so its feed-forward part and all later layers work on
     fewer. Numbers for a model come from `tokenprune.evaluate.attention_fit.fit_fitprune`; the first few of the authors'
@@ -270,11 +271,8 @@ class FitPrune(StagedStrategy):
         (fitprune_stage(drop=4), fitprune_stage(drop=2, layer=3))
     """
 
-    name: ClassVar[str] = "fitprune"
-    paper: ClassVar[str] = "FitPrune, AAAI 2025, arXiv 2409.10197"
-    summary: ClassVar[str] = "within every decoder layer, a fitted number of the least attended tokens"
-
     drops: tuple[int | float, ...]
+    example = "fitprune((0.3333333333333333, 0.3333333333333333))"
 
     def __post_init__(self) -> None:
         drops: object = self.drops
@@ -283,29 +281,12 @@ class FitPrune(StagedStrategy):
         object.__setattr__(self, "drops", tuple(drops))
         for drop in self.drops:
             _check_drop("FitPrune", drop)
-        self._derive_facts()
-
-    @classmethod
-    def example(cls) -> "FitPrune":
-        """A third of the image within each of the first two layers."""
-        return cls((1 / 3, 1 / 3))
 
     @property
-    def stages(self) -> tuple[PruningStrategy, ...]:
+    def stages(self) -> tuple[Stage, ...]:
         """One stage per layer that drops something."""
         stages = [FitPruneStage(drop, layer=layer) for layer, drop in enumerate(self.drops, 1) if drop]
         return tuple(stages) or (FitPruneStage(0, layer=1),)
-
-    def requested(self, tokens: Tokens) -> int | None:
-        """None: the budget is told in tokens that go."""
-        del tokens
-        return None
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return run_stages(self.stages, [tokens])[0]
-
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        return run_stages(self.stages, batch)
 
 
 def _check_drop(owner: str, drop: object) -> None:

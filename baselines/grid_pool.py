@@ -1,18 +1,19 @@
 """Control: average pooling of the token grid, the stand-in for feeding a smaller image."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import log
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tokenprune.budget import Keep, keep_count
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep, keep_count
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import GRID, WHOLE_IMAGE
+from tokenprune.core.strategy import Stage
+from tokenprune.core.tokens import Tokens
 
 
 @lru_cache(maxsize=1024)
@@ -52,8 +53,8 @@ def grid_pool(visual: Float[Tensor, "n d"], grid: tuple[int, int], pooled: tuple
     return adaptive_avg_pool2d(work, pooled).flatten(2)[0].T.to(visual.dtype).contiguous()
 
 
-@dataclass(frozen=True, repr=False)
-class GridPool(PruningStrategy):
+@strategy("grid_pool")
+class GridPool(Stage):
     """Average-pool the token grid to about `keep` tokens: what a smaller image would have given.
 
     Plain downsampling beats many published methods (arXiv 2510.07143), so it belongs in every table. The number kept
@@ -71,32 +72,22 @@ class GridPool(PruningStrategy):
         tensor([ 5,  7, 13, 15])
     """
 
-    name: ClassVar[str] = "grid_pool"
-    summary: ClassVar[str] = "control: average pooling, a smaller image"
-    needs = frozenset({"grid"})
-    merges = True
-    whole_raster = True
-
     keep: Keep
-
-    def __post_init__(self) -> None:
-        set_keep(self)
+    needs = (GRID, WHOLE_IMAGE)
+    yields = "merged"
 
     def requested(self, tokens: Tokens) -> int | None:
-        """Cells of the pooled raster."""
+        """Count the cells of the pooled raster."""
         if tokens.grid is None:
             return None
         rows, columns = pooled_grid(*tokens.grid, keep_count(self.keep, tokens.original))
         return rows * columns
 
-    def _select(self, tokens: Tokens) -> Selection:
-        if tokens.grid is None or tokens.n != tokens.original:
-            raise ValueError(
-                f"GridPool: needs the complete raster, got {tokens.n} of {tokens.original} tokens; put it first"
-            )
-        rows, columns = tokens.grid
+    def choose(self, tokens: Tokens) -> Choice:
+        """Average the cells."""
+        rows, columns = tokens[GRID]
         r, c = pooled_grid(rows, columns, keep_count(self.keep, tokens.original))
         middle_row = torch.arange(1, 2 * r, 2) * rows // (2 * r)
         middle_column = torch.arange(1, 2 * c, 2) * columns // (2 * c)
         indices = (middle_row[:, None] * columns + middle_column).flatten().to(tokens.visual.device)
-        return Selection(indices=indices, total=tokens.n, features=grid_pool(tokens.visual, tokens.grid, (r, c)))
+        return Choice(indices, features=grid_pool(tokens.visual, (rows, columns), (r, c)))

@@ -19,18 +19,19 @@ Deviations: float32, ties to the lowest index. The program keeps newline tokens 
 not visual tokens here. The strategy takes one raster (the LLaVA-1.5 rule).
 """
 
-from dataclasses import dataclass
 from math import isqrt
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
-from tokenprune.budget import Keep
-from tokenprune.strategy import set_keep
-from tokenprune.tokens import Tokens
+from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import strategy
+from tokenprune.core.signals import CLS_ATTENTION
+from tokenprune.core.strategy import Scoring
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["HiRED", "HiREDTiles", "hired", "hired_next", "hired_score"]
 
@@ -138,8 +139,8 @@ def _parts(marked: Float[Tensor, " n"], grid_h: int, grid_w: int, official: bool
     return blocks.transpose(1, 2).reshape(grid_h * grid_w, -1)
 
 
-@dataclass(frozen=True, repr=False)
-class HiRED(RankingStrategy):
+@strategy("hired", paper="HiRED, AAAI 2025, arXiv 2408.10945")
+class HiRED(Scoring):
     """Keep the patches with the largest CLS attention, heads summed (HiRED, AAAI 2025; its rule for LLaVA-1.5).
 
     On a single raster this is the selection of FasterVLM. Definition, paper's code and deviations:
@@ -149,22 +150,14 @@ class HiRED(RankingStrategy):
         keep: tokens (int) or share of the image's original tokens (float); the authors' default is 0.2, rounded down.
 
     Examples:
-        >>> HiRED(keep=1).select(Tokens(torch.zeros(3, 2), cls_attention=torch.tensor([[0.1, 0.7, 0.2]]))).indices
+        >>> tokens = Tokens(torch.zeros(3, 2), signals={CLS_ATTENTION: torch.tensor([[0.1, 0.7, 0.2]])})
+        >>> HiRED(keep=1).select(tokens).indices
         tensor([1])
     """
 
-    name: ClassVar[str] = "hired"
-    paper: ClassVar[str] = "HiRED, AAAI 2025, arXiv 2408.10945"
-    summary: ClassVar[str] = "largest CLS attention, budget shared among tiles"
-    needs = frozenset({"cls_attention"})
-    equivariant = True
-
     keep: Keep
+    needs = (CLS_ATTENTION,)
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-
-    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
-        if tokens.cls_attention is None:  # `select` has checked it
-            raise ValueError("HiRED: needs Tokens.cls_attention")
-        return hired_score(tokens.cls_attention)
+    def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
+        """Attention of the CLS token over heads."""
+        return hired_score(tokens[CLS_ATTENTION])

@@ -18,9 +18,7 @@ candidates and do not count, where the program lets tiles spend their budget on 
 kept.
 """
 
-from dataclasses import KW_ONLY, dataclass
 from math import isqrt
-from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -28,15 +26,22 @@ from torch import Tensor
 
 from tokenprune.baselines.hired import hired_score
 from tokenprune.baselines.scoring import top
-from tokenprune.budget import Keep, keep_count
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep, keep_count
+from tokenprune.core.fields import Share, strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import CLS_ATTENTION, TILE_GRID, TILES, WHOLE_IMAGE
+from tokenprune.core.strategy import Stage
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["HiREDNext"]
 
 
-@dataclass(frozen=True, repr=False)
-class HiREDNext(PruningStrategy):
+FIRST_ATTENTION = CLS_ATTENTION.at(0)
+"""Attention of the CLS token in the tower's first layer."""
+
+
+@strategy("hired_next", paper="HiRED, AAAI 2025, arXiv 2408.10945")
+class HiREDNext(Stage):
     """Keep the patches with the largest CLS attention, a budget shared among tiles (HiRED's rule for LLaVA-NeXT).
 
     Definition, paper's code and deviations: `tokenprune.baselines.hired_tiles`.
@@ -54,36 +59,26 @@ class HiREDNext(PruningStrategy):
         >>> tiles = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, -1])
         >>> attention = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 0.7, 0.6, 0.0]])
         >>> tokens = Tokens(
-        ...     torch.zeros(9, 2), tiles=tiles, tile_grid=(1, 2), cls_attention=attention, cls_attention_first=attention
+        ...     torch.zeros(9, 2),
+        ...     signals={TILES: tiles, TILE_GRID: (1, 2), CLS_ATTENTION: attention, FIRST_ATTENTION: attention},
         ... )
         >>> HiREDNext(keep=4).select(tokens).indices
         tensor([2, 3, 4, 6, 8])
     """
 
-    name: ClassVar[str] = "hired_next"
-    paper: ClassVar[str] = "HiRED, AAAI 2025, arXiv 2408.10945"
-    summary: ClassVar[str] = "largest CLS attention, one budget shared among the tiles of the image"
-    needs = frozenset({"cls_attention", "cls_attention_first", "tiles", "tile_grid"})
-    whole_raster = True
-
     keep: Keep
-    _: KW_ONLY
-    alpha: float = 0.5
+    alpha: Share = 0.5
     official: bool = False
-
-    def __post_init__(self) -> None:
-        set_keep(self)
-        if isinstance(self.alpha, bool) or not 0 <= self.alpha <= 1:
-            raise ValueError(f"HiREDNext: alpha must be a share in [0, 1], got {self.alpha!r}")
+    needs = (WHOLE_IMAGE, CLS_ATTENTION, FIRST_ATTENTION, TILES.strict(), TILE_GRID.strict())
 
     def requested(self, tokens: Tokens) -> int | None:
-        """Not fixed: rounding down leaves tokens unspent, and newline tokens come on top."""
+        """Answer None: rounding down leaves tokens unspent, and newline tokens come on top."""
         return None
 
-    def _select(self, tokens: Tokens) -> Selection:
-        tiles, grid, first, last = tokens.tiles, tokens.tile_grid, tokens.cls_attention_first, tokens.cls_attention
-        if tiles is None or grid is None or first is None or last is None:  # `select` has checked it
-            raise ValueError("HiREDNext: needs tiles, their grid and CLS attention")
+    def choose(self, tokens: Tokens) -> Choice:
+        """Share the budget among the tiles, and rank in each."""
+        tiles, grid = tokens[TILES], tokens[TILE_GRID]
+        first, last = tokens[FIRST_ATTENTION], tokens[CLS_ATTENTION]
         rows = [(tiles == number).nonzero().flatten() for number in range(grid[0] * grid[1] + 1)]
         if not len(rows[0]):
             raise ValueError(
@@ -102,7 +97,7 @@ class HiREDNext(PruningStrategy):
         kept = [(tiles == -1).nonzero().flatten()]
         for mine, budget in zip(rows, [full, *budgets], strict=True):
             kept.append(mine[top(scores[mine], min(budget, len(mine)))[0]])
-        return Selection(indices=torch.cat(kept).sort().values, total=tokens.n, scores=scores)
+        return Choice(torch.cat(kept).sort().values, scores=scores)
 
 
 def _parts(places: Int[Tensor, " k"], n: int, grid: tuple[int, int], official: bool) -> Int[Tensor, " k"]:

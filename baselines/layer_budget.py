@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from tokenprune.baselines.scoring import check_count
-from tokenprune.pipeline import StagedStrategy
-from tokenprune.strategy import PruningStrategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.strategy import PruningStrategy
 
 __all__ = [
     "fastv_keep_for",
@@ -250,13 +250,14 @@ def planned_average(strategy: PruningStrategy, *, n: int, layers: int) -> float:
         270.0
     """
     left, cuts = n, {0: n}
-    for stage in strategy.stages if isinstance(strategy, StagedStrategy) else (strategy,):
+    for stage in strategy.stages:
         foreseen = stage.foresee(left, n)
         if foreseen is None:
             raise ValueError(f"planned_average: {stage!r} finds the number of tokens itself; give it a budget")
         left = foreseen
-        if (stage.layer or 0) < layers:  # within the last layer there is no layer left to enter
-            cuts[stage.layer or 0] = left
+        layer = stage.place.layer if isinstance(stage.place, InDecoder) else 0
+        if layer < layers:  # within the last layer there is no layer left to enter
+            cuts[layer] = left
     return layer_average(tokens_entering(n, layers, sorted(cuts.items())))
 
 

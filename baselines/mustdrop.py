@@ -22,11 +22,8 @@ the image's original tokens; behind merging in the tower, as in the program, of 
 model. In models of fewer than 32 layers the default layers are those at the same share of the depth.
 """
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from math import ceil
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -41,9 +38,12 @@ from tokenprune.baselines.mustdrop_windows import (
     window_similarity,
 )
 from tokenprune.baselines.scoring import check_count, top, working
-from tokenprune.pipeline import StagedStrategy, run_stages
-from tokenprune.strategy import PruningStrategy, check_choice, set_layer
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.fields import Layer, Layers, Share, check_choice, strategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import CLS_ATTENTION, DECODER_ENTERED, DECODER_TEXT_ATTENTION, TOWER_SIZE
+from tokenprune.core.strategy import EQUIVARIANT, Stage, Staged
+from tokenprune.core.tokens import Tokens
 
 __all__ = [
     "LAYERS",
@@ -112,20 +112,13 @@ def mustdrop_filter(
     return kept.nonzero().flatten()
 
 
-def _check_numbers(strategy: "MustDrop | MustDropStage") -> None:
-    """Raise unless thresholds and share are numbers in their ranges."""
-    title = type(strategy).__name__
-    for name in ("global_thr", "individual_thr", "key_share"):
-        value: object = getattr(strategy, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{title}: {name} must be a number, got {value!r} of type {type(value).__name__}")
-        if not 0 <= value <= 1:  # also catches NaN
-            raise ValueError(f"{title}: {name} must be in [0, 1], got {value}")
+LAST_ATTENTION = CLS_ATTENTION.at(-1)
+"""Attention of the CLS token in the tower's last layer."""
 
 
-@dataclass(frozen=True, repr=False)
-class MustDropStage(PruningStrategy):
-    """One stage of MustDrop: tokens that no text token attends to go, unless the vision tower's CLS token does.
+@strategy("mustdrop_stage", paper="MustDrop, arXiv 2411.10803 (one stage in the decoder)")
+class MustDropStage(Stage):
+    """Drop what no text token attends to, unless the vision tower's CLS token does (one stage of MustDrop).
 
     Args:
         global_thr: share of all attention from the text below which a token may go.
@@ -137,57 +130,40 @@ class MustDropStage(PruningStrategy):
     Examples:
         >>> rows = torch.tensor([[0.5, 0.01, 0.3, 0.01], [0.6, 0.02, 0.0, 0.03]])
         >>> tower = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
-        >>> tokens = Tokens(torch.zeros(4, 2), decoder_text_attention=rows, cls_attention_last=tower)
+        >>> signals = {DECODER_TEXT_ATTENTION: rows, LAST_ATTENTION: tower, DECODER_ENTERED: torch.zeros(4, 2)}
+        >>> tokens = Tokens(torch.zeros(4, 2), signals=signals)
         >>> MustDropStage(0.1, 0.1).select(tokens).indices
         tensor([0, 2, 3])
     """
 
-    name: ClassVar[str] = "mustdrop_stage"
-    paper: ClassVar[str] = "MustDrop, arXiv 2411.10803 (one stage in the decoder)"
-    summary: ClassVar[str] = "what no text token attends to goes, but for the most attended of the vision tower"
-    needs = frozenset({"decoder_text_attention", "cls_attention_last"})
-    uses = frozenset({"tower_size", "decoder_entered"})
-    site = "decoder"
-    positions = "compact"
-    equivariant = True
+    global_thr: Share
+    individual_thr: Share
+    layer: Layer = LAYERS[0] + 1
+    key_share: Share = 0.08
+    needs = (DECODER_TEXT_ATTENTION, LAST_ATTENTION, TOWER_SIZE, DECODER_ENTERED)
+    promises = EQUIVARIANT
+    example = "mustdrop_stage(0.001, 0.001)"
 
-    global_thr: float
-    individual_thr: float
-    _: KW_ONLY
-    layer: int = LAYERS[0] + 1
-    key_share: float = 0.08
+    @property
+    def place(self) -> InDecoder:
+        """The layer; positions are renumbered."""
+        return InDecoder(self.layer, positions="compact")
 
-    def __post_init__(self) -> None:
-        _check_numbers(self)
-        set_layer(self)
-
-    @classmethod
-    def example(cls) -> "MustDropStage":
-        """The authors' thresholds for the largest budget."""
-        return cls(*THRESHOLDS[192])
-
-    def requested(self, tokens: Tokens) -> int | None:
-        """None: the thresholds decide."""
-        del tokens
-        return None
-
-    def _select(self, tokens: Tokens) -> Selection:
-        attention, tower = tokens.decoder_text_attention, tokens.cls_attention_last
-        if attention is None or tower is None:  # `select` has checked it
-            raise ValueError("MustDropStage: needs attention of the text and of the CLS token")
+    def choose(self, tokens: Tokens) -> Choice:
+        """Keep what some text token attends to, and what the CLS token does."""
+        attention, tower = tokens[DECODER_TEXT_ATTENTION], tokens[LAST_ATTENTION]
         # Key tokens are never dropped, so the largest of what is left are those of the whole image.
-        whole = tokens.decoder_entered if tokens.tower_size is not None else None
-        count = ceil(self.key_share * (tokens.original if whole is None else whole.shape[0]))
-        key = top(working(tower).mean(0), min(tokens.n, count))[0]
+        whole = tokens.original if tokens[TOWER_SIZE] is None else tokens[DECODER_ENTERED].shape[0]
+        key = top(working(tower).mean(0), min(tokens.n, ceil(self.key_share * whole)))[0]
         kept = mustdrop_filter(
             attention[None], global_thr=self.global_thr, individual_thr=self.individual_thr, key_set=key
         )
-        return Selection(indices=kept, total=tokens.n, scores=working(attention).sum(0))
+        return Choice(kept, scores=working(attention).sum(0))
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class MustDrop(StagedStrategy):
-    """In stages inside the language model, drop by two thresholds what no text token attends to (MustDrop).
+@strategy("mustdrop", paper="MustDrop, arXiv 2411.10803")
+class MustDrop(Staged):
+    """Drop by two thresholds, in stages, what no text token attends to (MustDrop).
 
     Thresholds decide, so how many tokens are left differs from image to image. The most attended tokens of the vision
     tower never go. With `merge=True` windows of alike patches are merged in the tower first (`MustDropMerge`), as
@@ -210,70 +186,39 @@ class MustDrop(StagedStrategy):
         mustdrop(global_thr=0.011, individual_thr=0.01)
         >>> MustDrop(0.011, 0.01, merge=True).stages[0]
         mustdrop_merge()
-        >>> [stage.layer for stage in MustDrop(0.01, 0.01).at_depth(16).stages]
+        >>> [stage.place.layer for stage in MustDrop(0.01, 0.01).at_depth(16).stages]
         [2, 4, 6, 8]
     """
 
-    name: ClassVar[str] = "mustdrop"
-    paper: ClassVar[str] = "MustDrop, arXiv 2411.10803"
-    summary: ClassVar[str] = "in stages, what no text token attends to goes by thresholds; may merge in the tower first"
-
-    global_thr: float
-    individual_thr: float
-    _: KW_ONLY
-    layers: tuple[int, ...] | None = None
-    key_share: float = 0.08
+    global_thr: Share
+    individual_thr: Share
+    layers: Layers | None = None
+    key_share: Share = 0.08
     merge: bool = False
     window: int = 3
+    example = "mustdrop(0.001, 0.001)"
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
-        if not isinstance(self.merge, bool):
-            raise TypeError(f"MustDrop: merge must be True or False, got {self.merge!r}")
         check_window("MustDrop", self.window)
-        layers: object = self.layers
-        if layers is not None:
-            if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
-                raise TypeError(f"MustDrop: layers must be a tuple of ints such as (3, 7, 11, 15), got {layers!r}")
-            object.__setattr__(self, "layers", tuple(layers))
-        if any(later <= earlier for earlier, later in pairwise(self.layers or ())):
-            raise ValueError(f"MustDrop: layers must ascend, got {self.layers}")
-        self._derive_facts()
-
-    @classmethod
-    def example(cls) -> "MustDrop":
-        """The authors' thresholds for the largest budget."""
-        return cls.published(192)
 
     @classmethod
     def published(cls, budget: int) -> "MustDrop":
-        """The authors' thresholds for TextVQA, by the average of tokens that their whole method reaches there."""
+        """Return the authors' thresholds for TextVQA, by the average of tokens that their method reaches there."""
         check_choice("MustDrop.published", "budget", str(budget), [str(known) for known in THRESHOLDS])
         return cls(*THRESHOLDS[budget])
 
-    def at_depth(self, depth: int) -> PruningStrategy:
-        """With the default layers named."""
+    def at_depth(self, depth: int) -> "MustDrop":
+        """Name the default layers."""
         return self if self.layers is not None else replace(self, layers=layers_at_depth(self._layers(), depth))
 
     def _layers(self) -> tuple[int, ...]:
         return self.layers if self.layers is not None else tuple(layer + 1 for layer in LAYERS)
 
     @property
-    def stages(self) -> tuple[PruningStrategy, ...]:
+    def stages(self) -> tuple[Stage, ...]:
         """One stage per layer, and with `merge` that of the tower before them."""
         inside = tuple(
             MustDropStage(self.global_thr, self.individual_thr, layer=layer, key_share=self.key_share)
             for layer in self._layers()
         )
         return (MustDropMerge(window=self.window), *inside) if self.merge else inside
-
-    def requested(self, tokens: Tokens) -> int | None:
-        """None: the thresholds decide."""
-        del tokens
-        return None
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return run_stages(self.stages, [tokens])[0]
-
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        return run_stages(self.stages, batch)

@@ -14,17 +14,18 @@ tower does not depend on the order; the language model's positions do. In a batc
 every image as in the one with the fewest; here each image stands alone.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import field
 from math import isqrt
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import unit, working
-from tokenprune.tokens import Tokens
-from tokenprune.tower import Merge, TowerState, TowerStrategy
+from tokenprune.core.fields import strategy
+from tokenprune.core.merging import Merge, Merging, TowerState
+from tokenprune.core.places import InTower
 
 __all__ = ["MergedWindows", "MustDropMerge", "check_window", "mustdrop_merge", "window_similarity"]
 
@@ -114,9 +115,9 @@ def check_window(owner: str, window: object) -> None:
         raise ValueError(f"{owner}: window must be at least 2 patches, got {window}")
 
 
-@dataclass(frozen=True, repr=False)
-class MustDropMerge(TowerStrategy):
-    """Behind the first layer of the vision tower, average windows of alike patches (the first part of MustDrop).
+@strategy("mustdrop_merge", paper="MustDrop, arXiv 2411.10803 (merging in the vision tower)")
+class MustDropMerge(Merging):
+    """Average windows of alike patches after the first layer of the vision tower (the first part of MustDrop).
 
     How many tokens are left differs from image to image. Definition, paper's code and deviations:
     `tokenprune.baselines.mustdrop_windows`. Without a model, windows that the raster's border cuts stay as they are.
@@ -136,35 +137,22 @@ class MustDropMerge(TowerStrategy):
         (tensor([0, 2, 3, 6, 7]), tensor([4., 1., 1., 1., 1.]))
     """
 
-    name: ClassVar[str] = "mustdrop_merge"
-    paper: ClassVar[str] = "MustDrop, arXiv 2411.10803 (merging in the vision tower)"
-    summary: ClassVar[str] = "behind the first layer of the vision tower, windows of alike patches become their mean"
-    where = "output"
-
-    _: KW_ONLY
-    window: int = 3
+    window: int = field(default=3, kw_only=True)
     threshold: float = 0.8
+    example = "mustdrop_merge()"
 
     def __post_init__(self) -> None:
         check_window("MustDropMerge", self.window)
-        threshold: object = self.threshold
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-            raise TypeError(f"MustDropMerge: threshold must be a number, got {threshold!r}")
-        if not -1 <= threshold <= 1:  # also catches NaN
-            raise ValueError(f"MustDropMerge: threshold must be in [-1, 1], got {threshold}")
+        if not -1 <= self.threshold <= 1:  # also catches NaN
+            raise ValueError(f"MustDropMerge: threshold must be in [-1, 1], got {self.threshold}")
 
-    @classmethod
-    def example(cls) -> "MustDropMerge":
-        """The authors' numbers."""
-        return cls()
-
-    def requested(self, tokens: Tokens) -> int | None:
-        """None: the threshold decides."""
-        del tokens
-        return None
+    @property
+    def place(self) -> InTower:
+        """After whole layers."""
+        return InTower("layer")
 
     def check_raster(self, patches: int, grid: tuple[int, int] | None) -> None:
-        """Raise unless the windows divide the raster; see `TowerStrategy.check_raster`."""
+        """Raise unless the windows divide the raster; see `Merging.check_raster`."""
         rows, columns = grid or _square(patches) or (0, 0)
         if rows * columns != patches or rows % self.window or columns % self.window:
             raise ValueError(
@@ -182,7 +170,7 @@ class MustDropMerge(TowerStrategy):
         prefix: int,
         patches: int,
     ) -> Merge | None:
-        """The windows of alike patches, behind layer 0 alone; see `TowerStrategy.merge`."""
+        """Merge the windows of alike patches, after layer 0 alone; see `Merging.merge`."""
         del layers, keys
         grid = state.grid if state.grid is not None and state.grid[0] * state.grid[1] == patches else _square(patches)
         if layer or grid is None:

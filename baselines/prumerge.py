@@ -26,17 +26,20 @@ model; a training-free row is another setting. In the strategies `keep` counts t
 place of the patch with the largest weight in it.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from abc import abstractmethod
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import outlier_count, top, unit, working
-from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import PROJECT, VISION_STATES, WHOLE_IMAGE, FromTower, Signal
+from tokenprune.core.strategy import PLAIN, Stage
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["Merged", "PruMerge", "PruMergePlus", "merge_neighbours", "prumerge", "prumerge_attention", "raster_centres"]
 
@@ -183,41 +186,39 @@ def _complement(n: int, centres: Int[Tensor, " m"], official: bool) -> Int[Tenso
     return every[~torch.isin(every, centres)]
 
 
-class _PruMergeBase(PruningStrategy):
+LAST_KEYS = Signal("vision_last_keys", "n f", FromTower(-1, lambda seen: _flat(seen.keys)[seen.image]))
+"""Output of the key projection of the tower's last layer, heads side by side."""
+LAST_CLS = Signal(
+    "vision_last_cls",
+    "2 f",
+    FromTower(-1, lambda seen: _flat(torch.stack([seen.queries, seen.keys], 1)[:, :, seen.last[0]])),
+)
+"""The CLS token's query and its key in that layer, heads side by side."""
+
+
+def _flat(heads: Float[Tensor, "h k e"]) -> Float[Tensor, "k f"]:
+    return heads.transpose(0, 1).flatten(1)
+
+
+class _Merging(Stage):
     """What the two strategies share: signals, merging, and where the last token goes."""
 
-    needs = frozenset({"vision_states", "vision_last_keys", "vision_last_cls", "project"})
-    merges = True
-    whole_raster = True
-    ascending = False
-    keep: Keep | Literal["adaptive"]  # type: ignore[assignment]
+    keep: Keep | Literal["adaptive"]
+    needs = (WHOLE_IMAGE, VISION_STATES, LAST_KEYS, LAST_CLS, PROJECT)
+    yields = "merged"
+    promises = PLAIN - {"ascending"}
 
-    def __post_init__(self) -> None:
-        if self.keep != "adaptive" or not isinstance(self.keep, str):
-            set_keep(self)
-
-    def requested(self, tokens: Tokens) -> int | None:
-        """The budget, the last token included; None for "adaptive"."""
-        return None if self.keep == "adaptive" else super().requested(tokens)
-
+    @abstractmethod
     def _centres(self, weights: Float[Tensor, " n"], count: int | None) -> Int[Tensor, " m"]:
-        raise NotImplementedError
+        """Choose the centres; `count` None is the authors' rule."""
 
-    def _select(self, tokens: Tokens) -> Selection:
-        states, keys = tokens.vision_states, tokens.vision_last_keys
-        cls, project = tokens.vision_last_cls, tokens.project
-        if states is None or keys is None or cls is None or project is None:
-            raise ValueError(f"{type(self).__name__}: needs {', '.join(sorted(self.needs))}")  # `select` has checked it
-        if tokens.n != tokens.original:
-            raise ValueError(
-                f"{type(self).__name__}: needs the complete raster, got {tokens.n} of {tokens.original} tokens; "
-                "put it first"
-            )
+    def choose(self, tokens: Tokens) -> Choice:
+        """Merge neighbours into centres, and what is left into one token."""
+        states, keys, cls = tokens[VISION_STATES], tokens[LAST_KEYS], tokens[LAST_CLS]
         requested = self.requested(tokens)
         if tokens.n == 1 or (requested is not None and requested >= tokens.n):
-            every = torch.arange(tokens.n, device=states.device)
-            return Selection(indices=every, total=tokens.n, features=tokens.visual)
-        weights = prumerge_attention(cls[:1], torch.cat([cls[1:], keys])[None])[0]
+            return Choice.everything(tokens.visual, merges=True)
+        weights = prumerge_attention(cls[:1], torch.cat([cls[1:], keys])[None])[0]  # (n,)
         centres = self._centres(weights, None if requested is None else max(1, requested - 1))
         made = merge_neighbours(working(states), keys, weights, centres)
         # Without a patch left over, or with a budget of one token, there is no last token.
@@ -225,13 +226,12 @@ class _PruMergeBase(PruningStrategy):
             indices, made = centres, made[:-1]
         else:
             indices = torch.cat([centres, weights.index_fill(0, centres, -torch.inf).argmax()[None]])
-        features = project(made.to(states.dtype)).to(tokens.visual.dtype)
-        return Selection(indices=indices, total=tokens.n, features=features)
+        return Choice(indices, features=tokens[PROJECT](made.to(states.dtype)).to(tokens.visual.dtype))
 
 
-@dataclass(frozen=True, repr=False)
-class PruMerge(_PruMergeBase):
-    """Attention outliers as centres with their neighbours merged into them (LLaVA-PruMerge, arXiv 2403.15388).
+@strategy("prumerge", paper="LLaVA-PruMerge, arXiv 2403.15388")
+class PruMerge(_Merging):
+    """Merge its nearest neighbours into every attention outlier (LLaVA-PruMerge, arXiv 2403.15388).
 
     Definition, paper's code and deviations: `tokenprune.baselines.prumerge`.
 
@@ -241,15 +241,11 @@ class PruMerge(_PruMergeBase):
 
     Examples:
         >>> x = torch.eye(4)
-        >>> signals = dict(vision_states=x, vision_last_keys=x, vision_last_cls=x[:2] * 9, project=lambda rows: rows)
-        >>> tokens = Tokens(x, **signals)
+        >>> tower = {VISION_STATES: x, LAST_KEYS: x, LAST_CLS: x[:2] * 9}
+        >>> tokens = Tokens(x, signals={**tower, PROJECT: lambda rows: rows})
         >>> PruMerge(keep=2).select(tokens).indices
         tensor([0, 1])
     """
-
-    name: ClassVar[str] = "prumerge"
-    paper: ClassVar[str] = "LLaVA-PruMerge, arXiv 2403.15388"
-    summary: ClassVar[str] = "attention outliers absorb their nearest neighbours"
 
     keep: Keep | Literal["adaptive"] = "adaptive"
 
@@ -257,9 +253,9 @@ class PruMerge(_PruMergeBase):
         return top(weights, max(1, outlier_count(weights)) if count is None else count)[1]
 
 
-@dataclass(frozen=True, repr=False)
-class PruMergePlus(_PruMergeBase):
-    """PruMerge with further centres spread over the image (PruMerge+, arXiv 2403.15388).
+@strategy("prumerge_plus", paper="LLaVA-PruMerge, arXiv 2403.15388 (PruMerge+)")
+class PruMergePlus(_Merging):
+    """Merge neighbours into attention outliers and into centres spread over the image (PruMerge+, arXiv 2403.15388).
 
     Definition, paper's code and deviations: `tokenprune.baselines.prumerge`. With a budget, half of the centres come
     from attention and half are spread evenly over the other patches, so that the number is met exactly; the authors'
@@ -271,15 +267,11 @@ class PruMergePlus(_PruMergeBase):
 
     Examples:
         >>> x = torch.eye(8)
-        >>> signals = dict(vision_states=x, vision_last_keys=x, vision_last_cls=x[:2] * 9, project=lambda rows: rows)
-        >>> tokens = Tokens(x, **signals)
+        >>> tower = {VISION_STATES: x, LAST_KEYS: x, LAST_CLS: x[:2] * 9}
+        >>> tokens = Tokens(x, signals={**tower, PROJECT: lambda rows: rows})
         >>> PruMergePlus(keep=4).select(tokens).kept
         4
     """
-
-    name: ClassVar[str] = "prumerge_plus"
-    paper: ClassVar[str] = "LLaVA-PruMerge, arXiv 2403.15388 (PruMerge+)"
-    summary: ClassVar[str] = "PruMerge with further centres spread over the image"
 
     keep: Keep | Literal["adaptive"] = "adaptive"
 

@@ -18,18 +18,20 @@ off). In training the program averages over all tokens that precede an answer; p
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
-from tokenprune.budget import Keep, check_keep, keep_count
-from tokenprune.pipeline import StagedStrategy, run_stages
-from tokenprune.strategy import PruningStrategy, set_keep, set_layer
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.core.budget import Keep, check_keep, keep_count
+from tokenprune.core.fields import Layer, Layers, strategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.signals import (
+    FromDecoder,
+    Signal,
+)
+from tokenprune.core.strategy import Scoring, Stage, Staged
+from tokenprune.core.tokens import Tokens
 
 __all__ = [
     "LAYERS",
@@ -106,9 +108,13 @@ def pyramiddrop(
     return top(pyramiddrop_score(query_last, keys, image_start=image_start, n_image=n_image), keep)[0]
 
 
-@dataclass(frozen=True, repr=False)
-class PyramidDropStage(RankingStrategy):
-    """One stage of PyramidDrop: keep the image tokens that the last token attends to most in the layer to come.
+NEXT_ATTENTION = Signal("decoder_next_attention", "_ n", FromDecoder(lambda seen: seen.rows(seen.last)[:, 0], layer=0))
+"""Attention of the prompt's last token in the stage's own layer, as it would be if nothing were dropped there."""
+
+
+@strategy("pyramiddrop_stage", paper="PyramidDrop, CVPR 2025, arXiv 2410.17247 (one stage)")
+class PyramidDropStage(Scoring):
+    """Keep the image tokens that the last token attends to most in the layer to come (one stage of PyramidDrop).
 
     Stages with budgets of their own make other pyramids:
     `PyramidDropStage(0.6, layer=4) >> PyramidDropStage(0.2, layer=12)`.
@@ -125,39 +131,33 @@ class PyramidDropStage(RankingStrategy):
         288
     """
 
-    name: ClassVar[str] = "pyramiddrop_stage"
-    paper: ClassVar[str] = "PyramidDrop, CVPR 2025, arXiv 2410.17247 (one stage)"
-    summary: ClassVar[str] = "largest attention of the last token in the decoder layer to come"
-    needs = frozenset({"decoder_next_attention"})
-    site = "decoder"
-    positions = "compact"
-    equivariant = True
-
     keep: Keep
-    _: KW_ONLY
-    layer: int = 8
+    layer: Layer = 8
     power: float = 1.0
+    needs = (NEXT_ATTENTION,)
 
     def __post_init__(self) -> None:
-        set_keep(self)
-        set_layer(self)
         # A power is a number in (0, 1], like a share.
         object.__setattr__(self, "power", check_keep(float(self.power), owner="PyramidDropStage", parameter="power"))
 
+    @property
+    def place(self) -> InDecoder:
+        """The layer; positions are renumbered."""
+        return InDecoder(self.layer, positions="compact")
+
     def requested(self, tokens: Tokens) -> int | None:
-        """The budget, or what is left of the image at this height of the pyramid."""
+        """Count the budget, or what is left of the image at this height of the pyramid."""
         n, kept = tokens.original, keep_count(self.keep, tokens.original)
         return kept if self.power == 1.0 else math.floor(n * (kept / n) ** self.power + 0.5 + 1e-9)
 
-    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
-        if tokens.decoder_next_attention is None:  # `select` has checked it
-            raise ValueError("PyramidDropStage: needs Tokens.decoder_next_attention")
-        return working(tokens.decoder_next_attention).mean(0)
+    def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
+        """Mean attention of the prompt's last token."""
+        return working(tokens[NEXT_ATTENTION]).mean(0)
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class PyramidDrop(StagedStrategy):
-    """Inside the language model, drop image tokens in several stages (PyramidDrop, CVPR 2025).
+@strategy("pyramiddrop", paper="PyramidDrop, CVPR 2025, arXiv 2410.17247")
+class PyramidDrop(Staged):
+    """Drop image tokens in several stages inside the language model (PyramidDrop, CVPR 2025).
 
     Each of the S stages leaves the same share of the one before it, so that `keep` are left behind the last: the
     default leaves 1/2, 1/4 and 1/8. Positions are renumbered at each stage. Which layers fit a model with other than 32
@@ -175,34 +175,14 @@ class PyramidDrop(StagedStrategy):
         [288, 144, 72]
     """
 
-    name: ClassVar[str] = "pyramiddrop"
-    paper: ClassVar[str] = "PyramidDrop, CVPR 2025, arXiv 2410.17247"
-    summary: ClassVar[str] = "in stages, largest attention of the last token in the decoder layer to come"
-
     keep: Keep = RATIOS[-1]
-    _: KW_ONLY
-    layers: tuple[int, ...] = LAYERS
-
-    def __post_init__(self) -> None:
-        set_keep(self)
-        layers: object = self.layers
-        if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
-            raise TypeError(f"PyramidDrop: layers must be a tuple of ints such as (8, 16, 24), got {layers!r}")
-        object.__setattr__(self, "layers", tuple(layers))
-        if any(later <= earlier for earlier, later in zip(self.layers, self.layers[1:], strict=False)):
-            raise ValueError(f"PyramidDrop: layers must ascend, got {self.layers}")
-        self._derive_facts()
+    layers: Layers = LAYERS
+    example = "pyramiddrop(keep=0.5)"
 
     @property
-    def stages(self) -> tuple[PruningStrategy, ...]:
+    def stages(self) -> tuple[Stage, ...]:
         """One stage per layer."""
         steps = len(self.layers)
         return tuple(
             PyramidDropStage(self.keep, layer=layer, power=step / steps) for step, layer in enumerate(self.layers, 1)
         )
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return run_stages(self.stages, [tokens])[0]
-
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        return run_stages(self.stages, batch)

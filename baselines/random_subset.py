@@ -1,16 +1,20 @@
 """Control: a random subset. Any method that cannot beat it has not shown anything."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import field
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import Count, strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import (
+    IMAGE_KEY,
+)
+from tokenprune.core.strategy import Stage
+from tokenprune.core.tokens import Tokens
 
 
 def random_subset(n: int, k: int, *, seed: int, key: int = 0) -> Int[Tensor, " k"]:
@@ -32,11 +36,11 @@ def random_subset(n: int, k: int, *, seed: int, key: int = 0) -> Int[Tensor, " k
     return torch.randperm(n, generator=torch.Generator().manual_seed(int(state) >> 1))[:k]
 
 
-@dataclass(frozen=True, repr=False)
-class Random(PruningStrategy):
+@strategy("random")
+class Random(Stage):
     """Keep a uniformly random subset: the control that every comparison must carry, over several seeds.
 
-    Each image gets its own subset, through `Tokens.key`; one seed gives the same subsets in any batch and order.
+    Each image gets its own subset, through `IMAGE_KEY`; one seed gives the same subsets in any batch and order.
 
     Args:
         keep: tokens (int) or share of the image's original tokens (float).
@@ -51,22 +55,11 @@ class Random(PruningStrategy):
         2
     """
 
-    name: ClassVar[str] = "random"
-    summary: ClassVar[str] = "control: a random subset, own draw per image"
-    uses = frozenset({"key"})
-
     keep: Keep
-    seed: int = 0
+    seed: Count = field(default=0)
+    needs = (IMAGE_KEY,)
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"Random: seed must be an int, got {self.seed!r} of type {type(self.seed).__name__}")
-        if self.seed < 0:
-            raise ValueError(f"Random: seed must be 0 or more, got {self.seed}")
-
-    def _select(self, tokens: Tokens) -> Selection:
-        order = random_subset(tokens.n, self.count(tokens), seed=self.seed, key=tokens.key or 0).to(
-            tokens.visual.device
-        )
-        return Selection(indices=order.sort().values, total=tokens.n, order=order)
+    def choose(self, tokens: Tokens) -> Choice:
+        """Draw one subset."""
+        order = random_subset(tokens.n, self.count(tokens), seed=self.seed, key=tokens[IMAGE_KEY])
+        return Choice.picked(order.to(tokens.visual.device))

@@ -1,37 +1,12 @@
 """What the baselines share: working precision, unit rows, stable ranking, outliers."""
 
-from abc import abstractmethod
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenprune.kernels import top_each
 from tokenprune.kernels import top_k as top
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection, Tokens
 
-__all__ = ["RankingStrategy", "check_count", "outlier_count", "top", "unit", "working"]
-
-
-class RankingStrategy(PruningStrategy):
-    """A strategy that keeps the tokens with the largest scores; the images of a batch are ranked side by side."""
-
-    @abstractmethod
-    def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
-        """The score of every token of one image, in working precision."""
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return self._select_batch([tokens])[0]
-
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        scores = [self._scores(tokens) for tokens in batch]
-        kept = top_each(scores, [self.count(tokens) for tokens in batch])
-        return [
-            Selection(indices=indices, total=tokens.n, order=order, scores=score)
-            for tokens, (indices, order), score in zip(batch, kept, scores, strict=True)
-        ]
+__all__ = ["check_count", "outlier_count", "top", "unit", "working"]
 
 
 def working(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,19 +1,18 @@
 """Control for the alignment stage: its score without the text."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tokenprune.alignment import alignment_score
-from tokenprune.budget import Keep
-from tokenprune.kernels import top_k
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import strategy
+from tokenprune.core.strategy import Scoring
+from tokenprune.core.tokens import Tokens
 
 
-@dataclass(frozen=True, repr=False)
-class SmallestNorm(PruningStrategy):
+@strategy("smallest_norm")
+class SmallestNorm(Scoring):
     r"""Keep the tokens with the smallest norms: the default alignment score with the text taken out.
 
     $\alpha_i=-\lVert v_i-\bar t\rVert^2+\mathrm{const}$ with $\bar t=0$. Where `MIAlignment` does not beat it, the
@@ -27,17 +26,9 @@ class SmallestNorm(PruningStrategy):
         tensor([0, 1])
     """
 
-    name: ClassVar[str] = "smallest_norm"
-    summary: ClassVar[str] = "control: the alignment score without the text, so smallest norms first"
-    equivariant = True
-
     keep: Keep
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-
-    def _select(self, tokens: Tokens) -> Selection:
+    def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
+        """The alignment score with an empty text."""
         nothing = torch.zeros(1, tokens.visual.shape[1], dtype=tokens.visual.dtype, device=tokens.visual.device)
-        scores = alignment_score(tokens.visual, nothing)
-        indices, order = top_k(scores, self.count(tokens))
-        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
+        return alignment_score(tokens.visual, nothing)

@@ -27,9 +27,9 @@ kept ones. In models of fewer than 32 layers the default layers are those at the
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,17 +38,26 @@ from torch import Tensor
 
 from tokenprune.baselines.layer_budget import layers_at_depth
 from tokenprune.baselines.scoring import check_count, top, working
-from tokenprune.budget import Keep, check_keep, keep_count
-from tokenprune.pipeline import StagedStrategy, run_stages
-from tokenprune.strategy import PruningStrategy, check_choice, set_keep, set_layer
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep, check_keep, keep_count
+from tokenprune.core.fields import Count, Layer, Layers, check_choice, strategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import (
+    DECODER_ENTERED,
+    DECODER_HIDDEN,
+    DECODER_TEXT,
+    DECODER_TEXT_ATTENTION,
+    IMAGE_KEY,
+)
+from tokenprune.core.strategy import EQUIVARIANT, Stage, Staged
+from tokenprune.core.tokens import Tokens
 
 __all__ = [
     "LAYERS",
     "SCHEDULES",
     "SparseVLM",
+    "SparseVLMSplit",
     "SparseVLMStage",
-    "Stage",
     "recycle",
     "recycled_count",
     "sparsevlm_keep",
@@ -62,7 +71,7 @@ SCHEDULES = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (
 """Image tokens kept after each stage, merged ones not counted, by the published (layer-averaged) budget."""
 
 
-class Stage(NamedTuple):
+class SparseVLMSplit(NamedTuple):
     """What one stage does.
 
     Attributes:
@@ -183,7 +192,7 @@ def sparsevlm_stage(
     *,
     features: Float[Tensor, "n d"] | None = None,
     noise: Float[Tensor, " m"] | None = None,
-) -> Stage:
+) -> SparseVLMSplit:
     """One stage: rank, keep, recycle.
 
     Args:
@@ -200,12 +209,12 @@ def sparsevlm_stage(
     score = sparsevlm_score(attn_rater_rows_headmean)
     kept, recycled = sparsevlm_keep(score, keep)
     merged = None if features is None else recycle(features[recycled], noise=noise)
-    return Stage(kept, recycled, merged, score)
+    return SparseVLMSplit(kept, recycled, merged, score)
 
 
-@dataclass(frozen=True, repr=False)
-class SparseVLMStage(PruningStrategy):
-    """One stage of SparseVLM: keep what the raters look at, merge the best of the rest into a few tokens behind it.
+@strategy("sparsevlm_stage", paper="SparseVLM, ICML 2025, arXiv 2410.04417 (one stage)")
+class SparseVLMStage(Stage):
+    """Keep what the raters look at, and merge the best of the rest into a few tokens (one stage of SparseVLM).
 
     Args:
         keep: tokens (int) or share of the image's original tokens (float).
@@ -217,71 +226,56 @@ class SparseVLMStage(PruningStrategy):
 
     Examples:
         >>> rows = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
-        >>> signals = {"decoder_text_attention": rows, "decoder_hidden": torch.arange(8.0).view(4, 2)}
-        >>> inputs = {"decoder_entered": torch.eye(2), "decoder_text": torch.ones(1, 2)}
-        >>> selection = SparseVLMStage(2).select(Tokens(torch.zeros(4, 2), **signals, **inputs))
+        >>> layer = {DECODER_TEXT_ATTENTION: rows, DECODER_HIDDEN: torch.arange(8.0).view(4, 2)}
+        >>> inputs = {DECODER_ENTERED: torch.eye(2), DECODER_TEXT: torch.ones(1, 2)}
+        >>> selection = SparseVLMStage(2).select(Tokens(torch.zeros(4, 2), signals={**layer, **inputs}))
         >>> selection.indices, selection.extra.round()
         (tensor([1, 3]), tensor([[4., 5.]]))
     """
 
-    name: ClassVar[str] = "sparsevlm_stage"
-    paper: ClassVar[str] = "SparseVLM, ICML 2025, arXiv 2410.04417 (one stage)"
-    summary: ClassVar[str] = "attention from the text tokens that look at the image; some of the rest merged"
-    needs = frozenset({"decoder_text_attention", "decoder_hidden", "decoder_entered", "decoder_text"})
-    site = "decoder"
-    positions = "compact"
-    equivariant = True
-    extends = True
-
     keep: Keep
-    _: KW_ONLY
-    layer: int = LAYERS[0] + 1
+    layer: Layer = LAYERS[0] + 1
     power: float = 1.0
     factor: float = 1.0
     official: bool = False
-    seed: int = 0
+    seed: Count = 0
+    needs = (DECODER_TEXT_ATTENTION, DECODER_HIDDEN, DECODER_ENTERED, DECODER_TEXT, IMAGE_KEY)
+    yields = "extended"
+    promises = EQUIVARIANT
 
     def __post_init__(self) -> None:
-        set_keep(self)
-        set_layer(self)
         object.__setattr__(self, "power", check_keep(float(self.power), owner="SparseVLMStage", parameter="power"))
         if not self.factor >= 1:
             raise ValueError(f"SparseVLMStage: factor must be at least 1, got {self.factor}")
-        check_count("SparseVLMStage", "seed", self.seed, 2**63, lowest=0)
-        if self.official:
-            object.__setattr__(self, "uses", frozenset({"key"}))
+
+    @property
+    def place(self) -> InDecoder:
+        """The layer; positions are renumbered."""
+        return InDecoder(self.layer, positions="compact")
 
     def requested(self, tokens: Tokens) -> int | None:
-        """The budget, or what is left of the image at this stage."""
+        """Count the budget, or what is left of the image at this stage."""
         n, kept = tokens.original, keep_count(self.keep, tokens.original)
         if self.power != 1.0 or self.factor != 1.0:
             kept = math.floor(self.factor * n * (kept / n) ** self.power + 0.5 + 1e-9)
         return min(kept, max(1, tokens.n - 1)) if self.official else kept
 
     def foresee(self, left: int, original: int) -> int | None:
-        """What is kept, and what the rest is merged into."""
+        """Count what is kept, and what the rest is merged into."""
         kept = super().foresee(left, original)
         return None if kept is None else kept + recycled_count(left - kept)
 
-    def _select(self, tokens: Tokens) -> Selection:
-        attention, hidden = tokens.decoder_text_attention, tokens.decoder_hidden
-        entered, text = tokens.decoder_entered, tokens.decoder_text
-        if attention is None or hidden is None or entered is None or text is None:  # `select` has checked it
-            raise ValueError("SparseVLMStage: needs attention, states and inputs of the decoder")
-        if text.shape[0] != attention.shape[0]:
-            raise ValueError(
-                f"SparseVLMStage: decoder_text has {text.shape[0]} rows but decoder_text_attention has "
-                f"{attention.shape[0]}; both must tell of the text behind the image"
-            )
-        keep = self.count(tokens)
-        score = sparsevlm_score(attention[sparsevlm_raters(entered, text)[0]])
+    def choose(self, tokens: Tokens) -> Choice:
+        """Rank, keep, recycle."""
+        attention, hidden, keep = tokens[DECODER_TEXT_ATTENTION], tokens[DECODER_HIDDEN], self.count(tokens)
+        raters, _ = sparsevlm_raters(tokens[DECODER_ENTERED], tokens[DECODER_TEXT])
+        score = sparsevlm_score(attention[raters])  # (n,)
         if keep == tokens.n:
-            nothing = tokens.visual.new_empty((0, tokens.visual.shape[1]))
-            return Selection(indices=torch.arange(keep, device=score.device), total=keep, extra=nothing, scores=score)
+            return Choice(torch.arange(keep, device=score.device), extra=tokens.visual[:0], scores=score)
         kept, recycled = sparsevlm_keep(score, keep)
-        noise = self._noise(recycled.shape[0], tokens.key or 0).to(score.device) if self.official else None
+        noise = self._noise(recycled.shape[0], tokens[IMAGE_KEY]).to(score.device) if self.official else None
         merged = recycle(hidden[recycled], noise=noise).to(tokens.visual.dtype)
-        return Selection(indices=kept, total=tokens.n, extra=merged, scores=score)
+        return Choice(kept, extra=merged, scores=score)
 
     def _noise(self, count: int, key: int) -> Tensor:
         """Uniform in [0, 1e-6)."""
@@ -289,9 +283,9 @@ class SparseVLMStage(PruningStrategy):
         return torch.rand(count, generator=torch.Generator().manual_seed(int(state) >> 1)) * 1e-6
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class SparseVLM(StagedStrategy):
-    """Inside the language model, keep in three stages what some text tokens look at, and recycle the rest (SparseVLM).
+@strategy("sparsevlm", paper="SparseVLM, ICML 2025, arXiv 2410.04417")
+class SparseVLM(Staged):
+    """Keep in three stages of the language model what some text tokens look at, and recycle the rest (SparseVLM).
 
     The text tokens are those that look at the image more than others do. Of what a stage drops the better part is
     clustered into a few new tokens that stand behind the kept ones; later stages treat them like the others. So some of
@@ -319,30 +313,20 @@ class SparseVLM(StagedStrategy):
         [288, 144, 72]
     """
 
-    name: ClassVar[str] = "sparsevlm"
-    paper: ClassVar[str] = "SparseVLM, ICML 2025, arXiv 2410.04417"
-    summary: ClassVar[str] = "in stages, attention from the text tokens that look at the image; some of the rest merged"
-
     keep: Keep
-    _: KW_ONLY
     schedule: tuple[float, ...] | str | None = None
-    layers: tuple[int, ...] | None = None
+    layers: Layers | None = None
     official: bool = False
-    seed: int = 0
+    seed: Count = 0
 
     def __post_init__(self) -> None:
-        set_keep(self)
-        if isinstance(self.schedule, str):
-            check_choice("SparseVLM", "schedule", self.schedule, [str(budget) for budget in SCHEDULES])
-        for name in ("schedule", "layers"):
-            value: object = getattr(self, name)
-            if value is None or isinstance(value, str):
-                continue
-            if not isinstance(value, Sequence) or not value:
-                raise TypeError(f"SparseVLM: {name} must be a tuple of numbers, one per stage, got {value!r}")
-            object.__setattr__(self, name, tuple(value))
-        if any(later <= earlier for earlier, later in pairwise(self.layers or ())):
-            raise ValueError(f"SparseVLM: layers must ascend, got {self.layers}")
+        schedule: object = self.schedule
+        if isinstance(schedule, str):
+            check_choice("SparseVLM", "schedule", schedule, [str(budget) for budget in SCHEDULES])
+        elif schedule is not None:
+            if not isinstance(schedule, Sequence) or not schedule:
+                raise TypeError(f"SparseVLM: schedule must be a tuple of numbers, one per stage, got {schedule!r}")
+            object.__setattr__(self, "schedule", tuple(schedule))
         counts = self._counts()
         if counts is not None and (
             len(counts) != len(self._layers()) or min(counts) <= 0 or any(b > a for a, b in pairwise(counts))
@@ -351,7 +335,6 @@ class SparseVLM(StagedStrategy):
                 f"SparseVLM: schedule must be {len(self._layers())} positive numbers that do not grow, one for each of "
                 f"the layers {self._layers()}, got {self.schedule!r}"
             )
-        self._derive_facts()
 
     @classmethod
     def published(cls, budget: int) -> "SparseVLM":
@@ -359,8 +342,8 @@ class SparseVLM(StagedStrategy):
         check_choice("SparseVLM.published", "budget", str(budget), [str(known) for known in SCHEDULES])
         return cls(SCHEDULES[budget][-1], schedule=str(budget))
 
-    def at_depth(self, depth: int) -> PruningStrategy:
-        """With the default layers named."""
+    def at_depth(self, depth: int) -> "SparseVLM":
+        """Name the default layers."""
         return self if self.layers is not None else replace(self, layers=layers_at_depth(self._layers(), depth))
 
     def _layers(self) -> tuple[int, ...]:
@@ -370,7 +353,7 @@ class SparseVLM(StagedStrategy):
         return SCHEDULES[int(self.schedule)] if isinstance(self.schedule, str) else self.schedule
 
     @property
-    def stages(self) -> tuple[PruningStrategy, ...]:
+    def stages(self) -> tuple[Stage, ...]:
         """One stage per layer."""
         layers, counts = self._layers(), self._counts()
         return tuple(
@@ -384,9 +367,3 @@ class SparseVLM(StagedStrategy):
             )
             for step, layer in enumerate(layers)
         )
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return run_stages(self.stages, [tokens])[0]
-
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        return run_stages(self.stages, batch)

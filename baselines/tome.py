@@ -15,18 +15,17 @@ spreads the merges evenly over the layers.
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import unit, working
-from tokenprune.budget import Keep, keep_count
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Tokens
-from tokenprune.tower import Merge, TowerState, TowerStrategy
+from tokenprune.core.budget import Keep, keep_count
+from tokenprune.core.fields import strategy
+from tokenprune.core.merging import Merge, Merging, TowerState
+from tokenprune.core.places import InTower
 
 __all__ = [
     "Matching",
@@ -230,8 +229,8 @@ def _capped(r: int, patches: int, layers: int, prefix: int) -> list[int]:
     return merges
 
 
-@dataclass(frozen=True, repr=False)
-class ToMe(TowerStrategy):
+@strategy("tome", paper="ToMe, ICLR 2023, arXiv 2210.09461")
+class ToMe(Merging):
     """Merge similar patches in every layer of the vision tower (ToMe, ICLR 2023).
 
     Definition, paper's code and deviations: `tokenprune.baselines.tome`. Give `keep`, or the authors' `r`. The tower's
@@ -248,42 +247,31 @@ class ToMe(TowerStrategy):
         (tome(keep=64), tome(r=8), tome(r=(8, 4)))
     """
 
-    name: ClassVar[str] = "tome"
-    paper: ClassVar[str] = "ToMe, ICLR 2023, arXiv 2210.09461"
-    summary: ClassVar[str] = "in every layer of the vision tower, merge the pairs with the most similar keys"
-
-    keep: Keep | Literal["schedule"] = "schedule"  # type: ignore[assignment]
-    _: KW_ONLY
+    keep: Keep | Literal["schedule"] = "schedule"
     r: int | Sequence[int] | tuple[int, float] | None = None
     proportional: bool = True
+    example = "tome(keep=0.5)"
 
     def __post_init__(self) -> None:
-        given = isinstance(self.keep, str) and self.keep == "schedule"
-        if not given:
-            set_keep(self)
-        if given == (self.r is None):
+        if (self.keep == "schedule") == (self.r is None):
             raise ValueError(f"ToMe: give either keep or r, got keep={self.keep!r} and r={self.r!r}")
         if self.r is not None:
             object.__setattr__(self, "r", _checked_r(self.r))
 
-    @classmethod
-    def example(cls) -> "ToMe":
-        """Half of the tokens."""
-        return cls(keep=0.5)
-
-    def requested(self, tokens: Tokens) -> int | None:
-        """The budget; None with `r`."""
-        return None if self.keep == "schedule" else PruningStrategy.requested(self, tokens)
+    @property
+    def place(self) -> InTower:
+        """Between attention and feed-forward part of every layer."""
+        return InTower("attention", weighted=self.proportional)
 
     def schedule(self, layers: int, *, patches: int, prefix: int = 1) -> list[int]:
-        """Merges per layer.
+        """Count the merges per layer.
 
         Raises:
             ValueError: when `keep` cannot be reached.
         """
         if self.r is not None:
             return tome_schedule(layers, cast("int | tuple[int, float]", self.r))
-        keep = min(patches, keep_count(cast("Keep", self.keep), patches))
+        keep = min(patches, keep_count(cast("int | float", self.keep), patches))
         return tome_schedule_for(keep, patches=patches, layers=layers, prefix=prefix)
 
     def merge(
@@ -296,7 +284,7 @@ class ToMe(TowerStrategy):
         prefix: int,
         patches: int,
     ) -> Merge | None:
-        """The layer's strongest links; see `TowerStrategy.merge`."""
+        """Merge the layer's strongest links; see `Merging.merge`."""
         if keys is None or prefix > 1:
             raise ValueError(f"ToMe: needs the layer's keys and at most a CLS token in front, got {prefix} such tokens")
         matching = bipartite_soft_matching(

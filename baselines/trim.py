@@ -21,17 +21,20 @@ tokens commutes with a projector that acts on single tokens; only the mean of th
 dropped patch.
 """
 
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import outlier_count, top, working
-from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep
+from tokenprune.core.checks import Yields
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import CLIP_TEXT, CLIP_VISUAL, PROJECT, VISION_STATES, Signal
+from tokenprune.core.strategy import EQUIVARIANT, Promise, Stage
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["TRIM", "Trimmed", "trim", "trim_score", "with_mean_of_rest"]
 
@@ -108,11 +111,11 @@ def with_mean_of_rest(features: Float[Tensor, "n c"], kept: Int[Tensor, " k"]) -
     return torch.cat([features[kept], mean[None]])
 
 
-@dataclass(frozen=True, repr=False)
-class TRIM(PruningStrategy):
+@strategy("trim", paper="TRIM, arXiv 2409.10994")
+class TRIM(Stage):
     """Keep the patches least similar to the prompt in CLIP's joint space (TRIM, arXiv 2409.10994).
 
-    Definition, paper's code and deviations: `tokenprune.baselines.trim`. Several rows of `Tokens.clip_text` are
+    Definition, paper's code and deviations: `tokenprune.baselines.trim`. Several rows of `CLIP_TEXT` are
     averaged.
 
     Args:
@@ -123,51 +126,42 @@ class TRIM(PruningStrategy):
 
     Examples:
         >>> clip = torch.tensor([[0.0], [2.0], [-1.0]])
-        >>> TRIM(keep=2).select(Tokens(torch.zeros(3, 4), clip_visual=clip, clip_text=torch.ones(1, 1))).indices
+        >>> tokens = Tokens(torch.zeros(3, 4), signals={CLIP_VISUAL: clip, CLIP_TEXT: torch.ones(1, 1)})
+        >>> TRIM(keep=2).select(tokens).indices
         tensor([0, 2])
     """
 
-    name: ClassVar[str] = "trim"
-    paper: ClassVar[str] = "TRIM, arXiv 2409.10994"
-    summary: ClassVar[str] = "patches least similar to the prompt in CLIP's joint space"
-    needs = frozenset({"clip_visual", "clip_text"})
-    equivariant = True
-
-    keep: Keep | Literal["adaptive"] = "adaptive"  # type: ignore[assignment]
-    _: KW_ONLY
+    keep: Keep | Literal["adaptive"] = "adaptive"
     plus: bool = False
 
-    def __post_init__(self) -> None:
-        if self.keep != "adaptive" or not isinstance(self.keep, str):
-            set_keep(self)
-        if self.plus:
-            more: dict[str, object] = {"merges": True, "ascending": False}
-            more["needs"] = self.needs | {"vision_states", "project"}
-            for fact, value in more.items():
-                object.__setattr__(self, fact, value)
+    @property
+    def needs(self) -> tuple[Signal, ...]:
+        """CLIP's joint space; with `plus` what a new token is made of."""
+        return (CLIP_VISUAL, CLIP_TEXT, VISION_STATES, PROJECT) if self.plus else (CLIP_VISUAL, CLIP_TEXT)
 
-    def requested(self, tokens: Tokens) -> int | None:
-        """The budget; None for "adaptive"."""
-        return None if self.keep == "adaptive" else super().requested(tokens)
+    @property
+    def yields(self) -> Yields:
+        """With `plus` one token is new."""
+        return "merged" if self.plus else "subset"
 
-    def _select(self, tokens: Tokens) -> Selection:
-        if tokens.clip_visual is None or tokens.clip_text is None:  # `select` has checked it
-            raise ValueError("TRIM: needs Tokens.clip_visual and Tokens.clip_text")
-        scores = trim_score(tokens.clip_visual, working(tokens.clip_text).mean(0))
+    @property
+    def promises(self) -> frozenset[Promise]:
+        """With `plus` the new token comes last."""
+        return EQUIVARIANT - {"ascending"} if self.plus else EQUIVARIANT
+
+    def choose(self, tokens: Tokens) -> Choice:
+        """Keep the least similar patches, and with `plus` the mean of the others."""
+        scores = trim_score(tokens[CLIP_VISUAL], working(tokens[CLIP_TEXT]).mean(0))
         requested = self.requested(tokens)
         wanted = max(1, outlier_count(scores)) if requested is None else min(requested, tokens.n)
         # The mean of the rest is one token of the budget, unless everything or a single patch is kept.
         mean = self.plus and wanted < tokens.n and (requested is None or wanted > 1)
         patches, order = top(scores, wanted - (mean and requested is not None))
         if not self.plus:
-            return Selection(indices=patches, total=tokens.n, order=order, scores=scores)
-        if not mean or tokens.vision_states is None or tokens.project is None:
-            return Selection(indices=patches, total=tokens.n, features=tokens.visual[patches], scores=scores)
+            return Choice(patches, order=order, scores=scores)
+        if not mean:
+            return Choice(patches, features=tokens.visual[patches], scores=scores)
         place = scores.index_fill(0, patches, -torch.inf).argmax()
-        made = tokens.project(with_mean_of_rest(tokens.vision_states, patches)[-1:]).to(tokens.visual.dtype)
-        return Selection(
-            indices=torch.cat([patches, place[None]]),
-            total=tokens.n,
-            features=torch.cat([tokens.visual[patches], made]),
-            scores=scores,
-        )
+        made = tokens[PROJECT](with_mean_of_rest(tokens[VISION_STATES], patches)[-1:]).to(tokens.visual.dtype)
+        features = torch.cat([tokens.visual[patches], made])  # (k, d)
+        return Choice(torch.cat([patches, place[None]]), features=features, scores=scores)

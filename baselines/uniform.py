@@ -1,16 +1,17 @@
 """Control: tokens spread evenly over the image."""
 
-from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import GRID
+from tokenprune.core.strategy import Stage
+from tokenprune.core.tokens import Tokens
 
 
 def uniform_grid(rows: int, columns: int, k: int) -> Int[Tensor, " k"]:
@@ -48,8 +49,8 @@ def evenly_spaced(n: int, k: int) -> list[int]:
     return [(2 * j + 1) * n // (2 * k) for j in range(k)]
 
 
-@dataclass(frozen=True, repr=False)
-class UniformGrid(PruningStrategy):
+@strategy("uniform_grid")
+class UniformGrid(Stage):
     """Keep tokens evenly spaced over the image, whatever they hold: the control for coverage.
 
     After another stage, when only a subset is left, every (n/k)-th survivor in raster order is kept.
@@ -62,19 +63,15 @@ class UniformGrid(PruningStrategy):
         tensor([ 5,  7, 13, 15])
     """
 
-    name: ClassVar[str] = "uniform_grid"
-    summary: ClassVar[str] = "control: evenly spaced tokens"
-    needs = frozenset({"grid"})
-
     keep: Keep
+    needs = (GRID,)
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
+        """Space the tokens evenly over the raster, or over what is left of it."""
         k = self.count(tokens)
-        if tokens.n == tokens.original and tokens.grid is not None:
-            kept = uniform_grid(*tokens.grid, k)
+        if tokens.n == tokens.original:
+            rows, columns = tokens[GRID]
+            kept = uniform_grid(rows, columns, k)
         else:
             kept = torch.tensor(evenly_spaced(tokens.n, k))
-        return Selection(indices=kept.to(tokens.visual.device), total=tokens.n)
+        return Choice(kept.to(tokens.visual.device))

@@ -20,17 +20,19 @@ largest attention among those that do not survive themselves; with the authors' 
 effect on the model.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.scoring import check_count, top, unit, working
-from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import CLS_ATTENTION, PROJECT, VISION_KEYS, VISION_STATES, Signal
+from tokenprune.core.strategy import PLAIN, Stage
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["VisionZip", "VisionZipTokens", "visionzip", "visionzip_budget"]
 
@@ -122,12 +124,16 @@ def _merge_rest(
     return features[:, places] + (member.transpose(1, 2) @ features[:, others]) / size, rest[:, places]
 
 
-@dataclass(frozen=True, repr=False)
-class VisionZip(PruningStrategy):
-    """The CLS token, the most attended patches, and merged tokens for the rest (VisionZip, CVPR 2025).
+VISION_CLS = Signal("vision_cls", "1 c")
+"""The CLS token's row beside `VISION_STATES`."""
+
+
+@strategy("visionzip", paper="VisionZip, CVPR 2025, arXiv 2412.04467")
+class VisionZip(Stage):
+    """Keep the CLS token and the most attended patches, and merge the rest into a few tokens (VisionZip, CVPR 2025).
 
     Definition, paper's code and deviations: `tokenprune.baselines.visionzip`. Merging happens on states of the vision
-    tower, which then go through `Tokens.project`. A budget of every token there is leaves the image untouched.
+    tower, which then go through the projector. A budget of every token there is leaves the image untouched.
 
     Args:
         keep: tokens (int) or share of the image's original tokens (float), CLS and contextual tokens included; 27/32 of
@@ -135,38 +141,27 @@ class VisionZip(PruningStrategy):
 
     Examples:
         >>> x = torch.eye(4)
-        >>> image = dict(cls_attention=torch.tensor([[0.1, 0.6, 0.2, 0.1]]), vision_keys=x, project=lambda rows: rows)
-        >>> tokens = Tokens(x, vision_states=x, vision_cls=torch.full((1, 4), 9.0), **image)
+        >>> tower = {CLS_ATTENTION: torch.tensor([[0.1, 0.6, 0.2, 0.1]]), VISION_KEYS: x, VISION_STATES: x}
+        >>> tokens = Tokens(x, signals={**tower, VISION_CLS: torch.full((1, 4), 9.0), PROJECT: lambda rows: rows})
         >>> VisionZip(keep=2).select(tokens).features
         tensor([[9., 9., 9., 9.],
                 [0., 1., 0., 0.]])
     """
 
-    name: ClassVar[str] = "visionzip"
-    paper: ClassVar[str] = "VisionZip, CVPR 2025, arXiv 2412.04467"
-    summary: ClassVar[str] = "CLS token, most attended patches, and merged tokens for the rest"
-    needs = frozenset({"cls_attention", "vision_states", "vision_cls", "vision_keys", "project"})
-    merges = True
-    ascending = False
-
     keep: Keep
+    needs = (CLS_ATTENTION, VISION_STATES, VISION_CLS, VISION_KEYS, PROJECT)
+    yields = "merged"
+    promises = PLAIN - {"ascending"}  # the authors feed the tokens in another order
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-
-    def _select(self, tokens: Tokens) -> Selection:
-        attention, states, cls = tokens.cls_attention, tokens.vision_states, tokens.vision_cls
-        keys, project = tokens.vision_keys, tokens.project
-        if attention is None or states is None or cls is None or keys is None or project is None:
-            raise ValueError(f"VisionZip: needs {', '.join(sorted(self.needs))}")  # `select` has checked it
-        k = self.count(tokens)
+    def choose(self, tokens: Tokens) -> Choice:
+        """Keep by attention, and merge the rest."""
+        k, attention, keys = self.count(tokens), tokens[CLS_ATTENTION], tokens[VISION_KEYS]
         if k == tokens.n:
-            every = torch.arange(k, device=tokens.visual.device)
-            return Selection(indices=every, total=tokens.n, features=tokens.visual)
+            return Choice.everything(tokens.visual, merges=True)
         dominant, contextual = visionzip_budget(k)
         made = visionzip(
             attention[None],
-            torch.cat([cls, states])[None],
+            torch.cat([tokens[VISION_CLS], tokens[VISION_STATES]])[None],  # (1, n + 1, c)
             torch.cat([torch.zeros_like(keys[:1]), keys])[None],  # the CLS token's key plays no part
             dominant,
             contextual,
@@ -174,6 +169,5 @@ class VisionZip(PruningStrategy):
         patches = made.dominant_index_with_cls[0, 1:] - 1
         used = torch.cat([patches, made.contextual_index[0]])
         place_of_cls = working(attention).sum(0).index_fill(0, used, -torch.inf).argmax()
-        indices = torch.cat([place_of_cls[None], patches.sort().values, made.contextual_index[0]])
-        features = project(made.out_tokens[0]).to(tokens.visual.dtype)
-        return Selection(indices=indices, total=tokens.n, features=features)
+        indices = torch.cat([place_of_cls[None], patches.sort().values, made.contextual_index[0]])  # (k,)
+        return Choice(indices, features=tokens[PROJECT](made.out_tokens[0]).to(tokens.visual.dtype))

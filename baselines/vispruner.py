@@ -16,18 +16,18 @@ dropped in a round. Wherever the program runs the selection is the same, so ther
 Deviations: scores and cosines in float32, ties to the earlier place in the list.
 """
 
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.baselines.fastervlm import fastervlm_score
 from tokenprune.baselines.scoring import check_count, top, unit
-from tokenprune.budget import Keep
-from tokenprune.strategy import PruningStrategy, set_keep
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import Share, strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import CLS_ATTENTION, VISION_STATES
+from tokenprune.core.strategy import EQUIVARIANT, Stage
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["VisPruner", "vispruner", "weed_duplicates"]
 
@@ -102,8 +102,8 @@ def vispruner(
     return torch.cat([ranked[:, :important], diverse], dim=1).sort(dim=1).values
 
 
-@dataclass(frozen=True, repr=False)
-class VisPruner(PruningStrategy):
+@strategy("vispruner", paper="VisPruner, ICCV 2025, arXiv 2412.01818")
+class VisPruner(Stage):
     """Keep the patches with the largest CLS attention and, of the others, those that are no near-duplicates.
 
     VisPruner, ICCV 2025. Definition, paper's code and deviations: `tokenprune.baselines.vispruner`.
@@ -115,35 +115,22 @@ class VisPruner(PruningStrategy):
     Examples:
         >>> attention = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.01], [-1.0, 0.0]])
-        >>> VisPruner(keep=2).select(Tokens(x, cls_attention=attention, vision_states=x)).indices
+        >>> tokens = Tokens(x, signals={CLS_ATTENTION: attention, VISION_STATES: x})
+        >>> VisPruner(keep=2).select(tokens).indices
         tensor([0, 2])
     """
 
-    name: ClassVar[str] = "vispruner"
-    paper: ClassVar[str] = "VisPruner, ICCV 2025, arXiv 2412.01818"
-    summary: ClassVar[str] = "CLS attention for one part of the budget, duplicate removal for the other"
-    needs = frozenset({"cls_attention", "vision_states"})
-    equivariant = True
-
     keep: Keep
-    _: KW_ONLY
-    important_ratio: float = 0.5
+    important_ratio: Share = 0.5
+    needs = (CLS_ATTENTION, VISION_STATES)
+    promises = EQUIVARIANT
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        ratio = self.important_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-            raise TypeError(f"VisPruner: important_ratio must be a number in [0, 1], got {ratio!r}")
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"VisPruner: important_ratio must be in [0, 1], got {ratio}")
-
-    def _select(self, tokens: Tokens) -> Selection:
-        if tokens.cls_attention is None or tokens.vision_states is None:  # `select` has checked it
-            raise ValueError("VisPruner: needs Tokens.cls_attention and Tokens.vision_states")
+    def choose(self, tokens: Tokens) -> Choice:
+        """Choose by attention, then drop near-duplicates."""
         kept = vispruner(
-            tokens.cls_attention[None],
-            tokens.vision_states[None],
+            tokens[CLS_ATTENTION][None],
+            tokens[VISION_STATES][None],
             self.count(tokens),
             important_ratio=self.important_ratio,
         )
-        return Selection(indices=kept[0], total=tokens.n)
+        return Choice(kept[0])

@@ -15,8 +15,7 @@ positions 35 to 610, whatever is there; here every visual token of every image g
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,8 +23,11 @@ from torch.nn.functional import log_softmax
 
 from tokenprune.baselines.layer_budget import layers_at_depth
 from tokenprune.baselines.scoring import check_count, working
-from tokenprune.strategy import PruningStrategy, set_layer
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.core.fields import Layer, strategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.selection import Choice
+from tokenprune.core.strategy import EQUIVARIANT, Stage
+from tokenprune.core.tokens import Tokens
 
 __all__ = ["DEFAULT_LAYER", "FIRST_LAYER", "VTW", "withdrawal_kl", "withdrawal_layer"]
 
@@ -72,9 +74,9 @@ def withdrawal_layer(divergences: Sequence[float], eta: float, *, first: int = F
     raise ValueError(f"withdrawal_layer: no layer reaches eta={eta}; the lowest divergence is {lowest}")
 
 
-@dataclass(frozen=True, repr=False)
-class VTW(PruningStrategy):
-    """From one layer of the language model on, withdraw every visual token (VTW, AAAI 2025).
+@strategy("vtw", paper="VTW, AAAI 2025, arXiv 2405.05803")
+class VTW(Stage):
+    """Drop every visual token from one layer of the language model on (VTW, AAAI 2025).
 
     Nothing is chosen, so there is no budget: n tokens enter layers 0 .. `layer` - 1 and none the others. What the text
     took over from the image by then is what it has; the caches of the first layers keep the image.
@@ -91,34 +93,25 @@ class VTW(PruningStrategy):
         (0, vtw(layer=2))
     """
 
-    name: ClassVar[str] = "vtw"
-    paper: ClassVar[str] = "VTW, AAAI 2025, arXiv 2405.05803"
-    summary: ClassVar[str] = "from one decoder layer on, no visual token is left"
-    site = "decoder"
-    positions = "original"
-    equivariant = True
-    withdraws = True
+    layer: Layer | None = None
+    yields = "nothing"
+    promises = EQUIVARIANT
+    example = "vtw()"
 
-    _: KW_ONLY
-    layer: int | None = None
+    @property
+    def place(self) -> InDecoder:
+        """The layer; positions stay."""
+        return InDecoder(DEFAULT_LAYER if self.layer is None else self.layer, positions="original")
 
-    def __post_init__(self) -> None:
-        if self.layer is not None:
-            set_layer(self)
-
-    def at_depth(self, depth: int) -> PruningStrategy:
-        """With the default layer named."""
+    def at_depth(self, depth: int) -> "VTW":
+        """Name the default layer."""
         return self if self.layer is not None else replace(self, layer=layers_at_depth((DEFAULT_LAYER,), depth)[0])
 
-    @classmethod
-    def example(cls) -> "VTW":
-        """The default."""
-        return cls()
-
     def requested(self, tokens: Tokens) -> int | None:
-        """None is asked for."""
+        """Count none."""
         del tokens
         return 0
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=tokens.positions[:0], total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        """Keep none."""
+        return Choice(tokens.positions[:0])

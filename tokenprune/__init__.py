@@ -4,13 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.alignment import MIAlignment
-from tokenprune.parsing import parse
-from tokenprune.pipeline import Pipeline
-from tokenprune.presets import TrimTokenator
-from tokenprune.registry import register, strategies
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import Count, Layer, Share, strategy
+from tokenprune.core.places import BeforeDecoder, InDecoder, InTower
+from tokenprune.core.selection import Choice, Selection
+from tokenprune.core.signals import FromDecoder, FromInputs, FromStates, FromTower, Signal
+from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Pipeline, PruningStrategy, Scoring, Stage, Staged
+from tokenprune.core.text import parse, strategies
+from tokenprune.core.tokens import Tokens
 from tokenprune.repmax import GreedyRepMax
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection, Tokens
+from tokenprune.trimtokenator import TrimTokenator
 
 if TYPE_CHECKING:
     from tokenprune.models import Record, prune, prune_inputs
@@ -21,19 +24,37 @@ __version__ = "0.1.0"
 _LAZY = {"prune": "tokenprune.models", "prune_inputs": "tokenprune.models", "Record": "tokenprune.models"}
 
 __all__ = [
+    "EQUIVARIANT",
+    "PLAIN",
+    "BeforeDecoder",
+    "Choice",
+    "Count",
+    "FromDecoder",
+    "FromInputs",
+    "FromStates",
+    "FromTower",
     "GreedyRepMax",
+    "InDecoder",
+    "InTower",
+    "Keep",
+    "Layer",
     "MIAlignment",
     "Pipeline",
     "PruningStrategy",
     "Record",
+    "Scoring",
     "Selection",
+    "Share",
+    "Signal",
+    "Stage",
+    "Staged",
     "Tokens",
     "TrimTokenator",
     "parse",
     "prune",
     "prune_inputs",
-    "register",
     "strategies",
+    "strategy",
 ]
 
 

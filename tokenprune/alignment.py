@@ -1,18 +1,24 @@
 """Stage 1 of TrimTokenator: keep the visual tokens that are best aligned with the text."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import check_choice, strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.signals import (
+    QUESTION,
+    TEXT,
+    Signal,
+)
+from tokenprune.core.strategy import EQUIVARIANT, Stage
+from tokenprune.core.tokens import Tokens
 from tokenprune.kernels import squared_distances, top_each
 from tokenprune.kernels import top_k as top_k
-from tokenprune.strategy import PruningStrategy, check_choice, set_keep
-from tokenprune.tokens import Selection, Tokens
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine"]
 Reduce = Literal["mean", "max"]
@@ -163,8 +169,8 @@ def _unit(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return torch.div(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1.0))
 
 
-@dataclass(frozen=True, repr=False)
-class MIAlignment(PruningStrategy):
+@strategy("mi_alignment", paper="TrimTokenator, arXiv 2509.00320 (stage 1)")
+class MIAlignment(Stage):
     """Keep the visual tokens best aligned with the text: stage 1 of TrimTokenator (arXiv 2509.00320).
 
     Score and formula: see `alignment_score`.
@@ -184,30 +190,19 @@ class MIAlignment(PruningStrategy):
         tensor([0, 2])
     """
 
-    name: ClassVar[str] = "mi_alignment"
-    paper: ClassVar[str] = "TrimTokenator, arXiv 2509.00320 (stage 1)"
-    summary: ClassVar[str] = "keep the tokens nearest to the text embeddings"
-    needs = frozenset({"text"})
-    equivariant = True
-
     keep: Keep
-    _: KW_ONLY
     metric: Metric = "sqeuclidean"
     reduce: Reduce = "mean"
     text: TextSource = "prompt"
+    promises = EQUIVARIANT
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        check_choice("MIAlignment", "metric", self.metric, get_args(Metric))
-        check_choice("MIAlignment", "reduce", self.reduce, get_args(Reduce))
-        check_choice("MIAlignment", "text", self.text, get_args(TextSource))
-        if self.text == "question":
-            object.__setattr__(self, "needs", frozenset({"text", "question"}))
+    @property
+    def needs(self) -> tuple[Signal, ...]:
+        """The text, and which of it is the question."""
+        return (TEXT, QUESTION) if self.text == "question" else (TEXT,)
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return self._select_batch([tokens])[0]
-
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+    def choose_batch(self, batch: Sequence[Tokens]) -> list[Choice]:
+        """Score images of one size side by side, then rank them all."""
         texts = [self._text(tokens) for tokens in batch]
         groups: dict[tuple[object, ...], list[int]] = {}
         for i, tokens in enumerate(batch):
@@ -223,16 +218,13 @@ class MIAlignment(PruningStrategy):
                 ranking[i], scores[i] = scaled, score
         kept = top_each(ranking, [self.count(tokens) for tokens in batch])
         return [
-            Selection(indices=indices, total=tokens.n, order=order, scores=score)
-            for tokens, (indices, order), score in zip(batch, kept, scores, strict=True)
+            Choice(indices, order=order, scores=score) for (indices, order), score in zip(kept, scores, strict=True)
         ]
 
     def _text(self, tokens: Tokens) -> Float[Tensor, "m d"]:
-        text = tokens.text
-        if text is None:  # `select` has checked it; this tells the type checker
-            raise ValueError("MIAlignment: needs Tokens.text")
-        if self.text == "question" and tokens.question is not None:
-            text = text[tokens.question]
+        text: Tensor = tokens[TEXT]
+        if self.text == "question":
+            text = text[tokens[QUESTION]]
         if text.shape[0] == 0:
             raise ValueError(f"MIAlignment: the {self.text} holds no text token; use text='prompt' or another strategy")
         return text

@@ -4,6 +4,7 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from itertools import pairwise
 from typing import (
     Annotated,
     Any,
@@ -53,6 +54,16 @@ def check_share(value: object, *, owner: str, parameter: str) -> float:
     return value
 
 
+def check_layers(value: object, *, owner: str, parameter: str = "layers") -> tuple[int, ...]:
+    """Return ascending decoder layers as a tuple, or raise an error that names owner, parameter and value."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise TypeError(f"{owner}: {parameter} must be a tuple of ints such as (8, 16, 24), got {value!r}")
+    layers = tuple(check_layer(layer, owner=owner, parameter=parameter) for layer in value)
+    if any(later <= earlier for earlier, later in pairwise(layers)):
+        raise ValueError(f"{owner}: {parameter} must ascend, got {layers}")
+    return layers
+
+
 def check_choice(owner: str, parameter: str, value: object, choices: Sequence[str]) -> None:
     """Raise a ValueError that names owner, parameter, value and the choices, unless `value` is one of them."""
     if not isinstance(value, str) or value not in choices:
@@ -61,6 +72,8 @@ def check_choice(owner: str, parameter: str, value: object, choices: Sequence[st
 
 Layer: TypeAlias = Annotated[int, check_layer]
 """The first decoder layer that gets fewer tokens, counted from 0, at least 1."""
+Layers: TypeAlias = Annotated[tuple[int, ...], check_layers]
+"""Such layers, ascending; a list becomes a tuple."""
 Count: TypeAlias = Annotated[int, check_count]
 """An int of 0 or more."""
 Share: TypeAlias = Annotated[float, check_share]

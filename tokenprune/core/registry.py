@@ -10,7 +10,9 @@ ENTRY_POINT_GROUP = "tokenprune.strategies"
 PACKAGE = __name__.partition(".")[0]
 
 # Imported by name when first asked for: the registry is below these modules and must not depend on them.
-_BUILTIN_MODULES = (f"{PACKAGE}.trimtokenator", f"{PACKAGE}.repmax", f"{PACKAGE}.core.wrappers", f"{PACKAGE}.baselines")
+_BUILTIN_MODULES = tuple(
+    f"{PACKAGE}.{name}" for name in ("trimtokenator", "repmax", "core.wrappers", "core.shared_budget", "baselines")
+)
 _builtin: dict[str, type] = {}
 _registered: dict[str, type] = {}
 

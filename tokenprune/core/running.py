@@ -1,6 +1,7 @@
 """Running stages one after another."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -51,9 +52,7 @@ def run_stages(stages: Sequence[Runnable], batch: Sequence[Tokens]) -> list[Sele
             rows[i] = selection.indices if number == 0 else rows[i][selection.indices]  # (k,)
             # There is no sequence outside a model, so later stages do not see the `extra` tokens.
             if stage.yields != "nothing" and (stage is not stages[-1] or merged or merges):
-                # What a model's tower merged are the tokens themselves, and the signals are theirs.
-                same = isinstance(stage.place, InTower) and current[i].knows(TOWER_SIZE)
-                current[i] = current[i].take(selection.indices, features=None if same else selection.features)
+                current[i] = _after(stage, current[i], selection)
         merged, extended = merged or merges, extended or stage.yields == "extended"
     return [
         Selection(
@@ -68,6 +67,14 @@ def run_stages(stages: Sequence[Runnable], batch: Sequence[Tokens]) -> list[Sele
         )
         for i, last in enumerate(selections)
     ]
+
+
+def _after(stage: Runnable, tokens: Tokens, selection: Selection) -> Tokens:
+    """The image as the next stage gets it."""
+    if isinstance(stage.place, InTower) and selection.features is not None:
+        # Signals are read after the merging, so they are those of the merged tokens.
+        return replace(tokens.take(selection.indices), visual=selection.features)
+    return tokens.take(selection.indices, features=selection.features)
 
 
 def _sizes(last: Selection, tokens: Tokens) -> Tensor | None:

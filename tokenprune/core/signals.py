@@ -138,8 +138,8 @@ Source: TypeAlias = FromTower | FromDecoder | FromStates | FromInputs
 class Signal:
     """Something that can be said about an image's tokens.
 
-    Two signals are the same when all their parts are. Declare one at the top of a module, beside the method that reads
-    it; nothing else needs to know of it.
+    Two signals are the same when all their parts but the default are. Declare one at the top of a module, beside the
+    method that reads it; nothing else needs to know of it.
 
     Args:
         name: what errors and tables call it.
@@ -152,6 +152,7 @@ class Signal:
         default: its value where it is not known; `REQUIRED` for none.
         dtype: of the tensor; None for any floating point type.
         check: of a value, what is wrong with it, or None; asked when `Tokens` are made.
+        example: for tests, from the number of tokens and a seed to a value; needed where the axes do not tell enough.
 
     Raises:
         ValueError: when the axes name `n` twice, or a signal that is no tensor has a source.
@@ -168,6 +169,7 @@ class Signal:
     default: Any = REQUIRED
     dtype: torch.dtype | None = None
     check: Callable[[Any], str | None] | None = None
+    example: Callable[[int, int], Any] | None = None
     _key: tuple[Any, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -176,9 +178,10 @@ class Signal:
                 f"Signal: name={self.name!r}, axes={self.axes!r}: a signal has a name, `n` at most once among its "
                 "axes, and axes when a model is to supply it"
             )
-        parts = (self.name, self.axes, self.source, self.merged, id(self.default), self.dtype, self.check)
+        parts = (self.name, self.axes, self.source, self.merged, self.dtype, self.check, self.example)
         object.__setattr__(self, "_key", parts)
-        _by_name[self.name] = self
+        if _by_name.get(self.name) != self:
+            _by_name[self.name] = self
 
     @property
     def shape(self) -> tuple[str, ...]:
@@ -212,6 +215,10 @@ class Signal:
             raise ValueError(f"Signal: {self.name} is not read in the vision tower, so it has no layer {layer}")
         name = f"{self.name.partition('.at(')[0]}.at({layer})"
         return replace(self, name=name, source=replace(self.source, layer=layer))
+
+    def strict(self) -> "Signal":
+        """Return the same signal without its default, for the `needs` of a method that cannot do without."""
+        return replace(self, default=REQUIRED)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Signal) and self._key == other._key)
@@ -257,16 +264,16 @@ WHOLE_IMAGE = Signal("whole_image", "")
 FIELDS = frozenset({TEXT, QUESTION, GRID, WHOLE_IMAGE})
 """Signals that `Tokens` knows from its own fields."""
 
-IMAGE_KEY = Signal("key", "", default=0, check=_key)
+IMAGE_KEY = Signal("key", "", default=0, check=_key, example=lambda n, seed: seed)
 """An int that identifies the image and nothing else (not its batch, order or dtype), so that a seeded random strategy
 draws differently for different images yet the same in any batch."""
 PROMPT_NUMBER = Signal("prompt", "", default=None, check=_int)
 """Which prompt of the batch the image belongs to, for budgets that the images of a prompt share."""
-TILES = Signal("tiles", "n", default=None, dtype=torch.int64)
+TILES = Signal("tiles", "n", default=None, dtype=torch.int64, example=lambda n, seed: torch.arange(n) * 3 // n)
 """For images that the model sees in tiles: number of each token's tile. Tile 0 is the whole image (where the model
 makes one), 1, 2, ... its parts in raster order; for a video they are its frames, from 0. Tokens that end a row of
 tokens and show nothing (newlines) have -1."""
-TILE_GRID = Signal("tile_grid", "", default=None, check=_pair)
+TILE_GRID = Signal("tile_grid", "", default=None, check=_pair, example=lambda n, seed: (1, 2))
 """(rows, columns) of the tiles 1, 2, ..."""
 
 CLS_ATTENTION = Signal("cls_attention", "_ n", FromTower("used", lambda seen: seen.rows(seen.last)[:, 0]), merged="sum")
@@ -275,7 +282,7 @@ VISION_STATES = Signal("vision_states", "n c")
 """Hidden states of the vision tower that the projector gets."""
 VISION_KEYS = Signal("vision_keys", "n _", FromTower("used", lambda seen: seen.keys.mean(0)[seen.image]))
 """Attention keys of the vision tower, averaged over heads."""
-PROJECT = Signal("project", "", check=_callable)
+PROJECT = Signal("project", "", check=_callable, example=lambda n, seed: torch.tanh)
 """The model's projector, a function of rows like those of `VISION_STATES`; for methods that merge before it."""
 CLIP_VISUAL = Signal("clip_visual", "n clip")
 """Each token's `VISION_STATES` row carried into CLIP's joint space (final layer norm, projection), not normalised."""
@@ -296,6 +303,11 @@ DECODER_TEXT = Signal("decoder_text", "t d", FromInputs(lambda seen: seen.text))
 """Input embeddings of the prompt's text after the image."""
 
 _by_name.update(cls_attention_first=CLS_ATTENTION.at(0), cls_attention_last=CLS_ATTENTION.at(-1))
+
+
+def declared() -> list[Signal]:
+    """Return the signals that imported modules declare, and those at layers that they name."""
+    return list(dict.fromkeys(_by_name.values()))
 
 
 def signal_named(name: str) -> Signal:

@@ -315,6 +315,11 @@ class Staged(PruningStrategy):
     Whether the stages fit together is checked when the object is built.
     """
 
+    def requested(self, tokens: Tokens) -> int | None:
+        """Count what `keep` asks for; without such a field the tightest stage decides."""
+        keep = None if isinstance(self, Pipeline) else getattr(self, "keep", None)
+        return keep_count(keep, tokens.original) if isinstance(keep, int | float) else super().requested(tokens)
+
     def stages_for(self, tokens: Tokens) -> tuple[Stage, ...]:
         """The stages for one image, for presets whose first budgets depend on it."""
         del tokens

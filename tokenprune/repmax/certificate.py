@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from tokenprune.core.fields import check_choice
 from tokenprune.repmax.bnb import Search
 from tokenprune.repmax.clones import representatives, spread
 from tokenprune.repmax.distances import Array, DistanceOrMatrix, Features
@@ -25,7 +26,6 @@ from tokenprune.repmax.proof import Record, Step
 from tokenprune.repmax.relaxation import relax, tangent_at
 from tokenprune.repmax.shift import is_concave, residual_shift
 from tokenprune.repmax.verification import ProofError, proved_bound
-from tokenprune.strategy import check_choice
 
 Effort = Literal["tangent", "convex", "shifted", "exact"]
 

@@ -4,8 +4,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from tokenprune.core.fields import check_choice
 from tokenprune.repmax.distances import Array
-from tokenprune.strategy import check_choice
 
 Cloud = Literal["clusters", "aniso", "spatial", "outliers", "dups", "noisy", "isotropic"]
 

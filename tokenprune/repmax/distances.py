@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenprune.strategy import check_choice
+from tokenprune.core.fields import check_choice
 
 Distance = Literal["cosine", "euclidean", "sqeuclidean", "angular"]
 DistanceOrMatrix = Literal["cosine", "euclidean", "sqeuclidean", "angular", "precomputed"]

@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import check_choice, strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.strategy import PLAIN, Promise, Stage
+from tokenprune.core.tokens import Tokens
 from tokenprune.repmax.bnb import Progress, Search
 from tokenprune.repmax.distances import Distance, DistanceOrMatrix, Features
 from tokenprune.repmax.enumeration import enumerate_best, subsets
@@ -16,8 +20,6 @@ from tokenprune.repmax.greedy import greedy_for
 from tokenprune.repmax.local_search import swap_search
 from tokenprune.repmax.milp import solve_milp
 from tokenprune.repmax.objective import Indices, Problem, Quality, normalised_gap, prepare, relative_gap
-from tokenprune.strategy import PruningStrategy, check_choice, set_keep
-from tokenprune.tokens import Selection, Tokens
 
 Solver = Literal["auto", "enumerate", "ilp", "bnb"]
 
@@ -181,8 +183,8 @@ def _bnb(
     return search.best, search.upper_bound, search.closed, search.nodes, "bnb"
 
 
-@dataclass(frozen=True, repr=False)
-class ExactRepMax(PruningStrategy):
+@strategy("exact_repmax", paper="objective of TrimTokenator, arXiv 2509.00320 (stage 2); the solver is ours")
+class ExactRepMax(Stage):
     """Keep the tokens with the largest mean pairwise distance, proved best unless time runs out.
 
     Definition and solvers: see `exact_repmax`. On the CPU in float64; about 0.05 to 10 seconds for 576 tokens.
@@ -192,7 +194,7 @@ class ExactRepMax(PruningStrategy):
         distance: "cosine" (default), "euclidean", "sqeuclidean" or "angular".
         solver: "auto" (default), "enumerate", "ilp" or "bnb".
         time_limit: seconds per image, 60 by default; None for none. The best set found is kept when time runs out; that
-            may depend on the machine, so `deterministic` is True only without a limit.
+            may depend on the machine, so it promises to be deterministic only without a limit.
         rel_tol: relative gap that counts as proved.
 
     Examples:
@@ -201,37 +203,30 @@ class ExactRepMax(PruningStrategy):
         tensor([0, 2])
     """
 
-    name: ClassVar[str] = "exact_repmax"
-    paper: ClassVar[str] = "objective of TrimTokenator, arXiv 2509.00320 (stage 2); the solver is ours"
-    summary: ClassVar[str] = "the proved maximum of the mean pairwise distance"
-
     keep: Keep
-    _: KW_ONLY
     distance: Distance = "cosine"
     solver: Solver = "auto"
     time_limit: float | None = 60.0
     rel_tol: float = 1e-9
+    example = "exact_repmax(keep=0.5, time_limit=None, rel_tol=0.02)"
 
     def __post_init__(self) -> None:
-        set_keep(self)
-        check_choice("ExactRepMax", "distance", self.distance, get_args(Distance))
-        check_choice("ExactRepMax", "solver", self.solver, get_args(Solver))
         check_limits(self.time_limit, self.rel_tol, "ExactRepMax")
-        object.__setattr__(self, "deterministic", self.time_limit is None)
 
-    @classmethod
-    def example(cls) -> "ExactRepMax":
-        """A loose tolerance instead of a time limit: quick, and the same on every machine."""
-        return cls(keep=0.5, time_limit=None, rel_tol=0.02)
+    @property
+    def promises(self) -> frozenset[Promise]:
+        """What is found when time runs out depends on the machine."""
+        return PLAIN if self.time_limit is None else PLAIN - {"deterministic"}
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.from_numpy(self.solve(tokens).indices).to(tokens.visual.device), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        """Choose in float64 on the CPU."""
+        return Choice(torch.from_numpy(self.solve(tokens).indices).to(tokens.visual.device))
 
     def solve(self, tokens: Tokens) -> ExactResult:
-        """The same, with value, bound and proof status."""
+        """Choose, and return value, bound and proof status."""
         return exact_repmax(
             tokens.visual,
-            min(self.requested(tokens) or 1, tokens.n),
+            self.count(tokens),
             distance=self.distance,
             solver=self.solver,
             time_limit=self.time_limit,

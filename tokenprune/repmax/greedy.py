@@ -1,22 +1,23 @@
 """Greedy RepMax: stage 2 of TrimTokenator."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import Count, check_choice, strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
+from tokenprune.core.tokens import Tokens
 from tokenprune.kernels import all_finite, pick_each
 from tokenprune.kernels.choose import Route
 from tokenprune.kernels.images import Start as FirstPick
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.objective import Indices, Problem, check_k
-from tokenprune.strategy import PruningStrategy, check_choice, set_keep
-from tokenprune.tokens import Selection, Tokens
 
 StartName = Literal["farthest_mean", "pair", "first", "random"]
 Start: TypeAlias = StartName | int
@@ -185,8 +186,8 @@ def greedy_for(problem: Problem) -> Indices:
     return forward(problem.matrix, problem.linear, problem.k, int(average.argmax()))
 
 
-@dataclass(frozen=True, repr=False)
-class GreedyRepMax(PruningStrategy):
+@strategy("greedy_repmax", paper="TrimTokenator, arXiv 2509.00320 (stage 2)")
+class GreedyRepMax(Stage):
     """Keep tokens with a large mean pairwise distance, picked greedily: stage 2 of TrimTokenator (arXiv 2509.00320).
 
     Definition and guarantee: see `greedy_repmax`.
@@ -207,32 +208,23 @@ class GreedyRepMax(PruningStrategy):
         (tensor([0, 2]), tensor([2, 0]))
     """
 
-    name: ClassVar[str] = "greedy_repmax"
-    paper: ClassVar[str] = "TrimTokenator, arXiv 2509.00320 (stage 2)"
-    summary: ClassVar[str] = "greedily maximise the mean pairwise distance of the kept tokens"
-
     keep: Keep
-    _: KW_ONLY
     distance: Distance = "cosine"
     start: Start = "farthest_mean"
-    seed: int = 0
+    seed: Count = 0
 
     def __post_init__(self) -> None:
-        set_keep(self)
-        check_choice("GreedyRepMax", "distance", self.distance, get_args(Distance))
         check_start(self.start, None, "GreedyRepMax")
-        # A start that names a row depends on the order of the tokens.
-        object.__setattr__(self, "equivariant", self.start in ("farthest_mean", "pair"))
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return self._select_batch([tokens])[0]
+    @property
+    def promises(self) -> frozenset[Promise]:
+        """A start that names a row depends on the order of the tokens."""
+        return EQUIVARIANT if self.start in ("farthest_mean", "pair") else PLAIN
 
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
+    def choose_batch(self, batch: Sequence[Tokens]) -> list[Choice]:
+        """Pick greedily in all images side by side."""
         for n in {tokens.n for tokens in batch}:
             check_start(self.start, n, "GreedyRepMax")
         keeps = [self.count(tokens) for tokens in batch]
         orders = _greedy_torch([tokens.visual for tokens in batch], keeps, self.distance, self.start, self.seed, "auto")
-        return [
-            Selection(indices=order.sort().values, total=tokens.n, order=order)
-            for tokens, order in zip(batch, orders, strict=True)
-        ]
+        return [Choice.picked(order) for order in orders]

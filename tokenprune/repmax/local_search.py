@@ -1,20 +1,21 @@
 """1-swap local search: from any set, exchange one member for one non-member while that helps."""
 
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import Count, check_choice, strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
+from tokenprune.core.tokens import Tokens
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features
 from tokenprune.repmax.greedy import greedy_for
 from tokenprune.repmax.objective import Indices, Problem, Quality, check_indices, prepare
 from tokenprune.repmax.reverse import backward
-from tokenprune.strategy import PruningStrategy, check_choice, set_keep
-from tokenprune.tokens import Selection, Tokens
 
 StartRule = Literal["greedy", "reverse", "random"]
 Improvement = Literal["best", "first"]
@@ -148,8 +149,8 @@ def swap_search(
     return np.flatnonzero(inside).astype(np.int64)
 
 
-@dataclass(frozen=True, repr=False)
-class LocalSearchRepMax(PruningStrategy):
+@strategy("local_search_repmax", paper="objective of TrimTokenator, arXiv 2509.00320 (stage 2); the swaps are ours")
+class LocalSearchRepMax(Stage):
     """Greedy RepMax improved by 1-swap local search; within (k-1)/(k+1) of the best mean pairwise distance.
 
     Definition and guarantee: see `local_search_repmax`. Runs on the CPU in float64 (0 to 50 swaps, a few
@@ -169,35 +170,27 @@ class LocalSearchRepMax(PruningStrategy):
         tensor([0, 2])
     """
 
-    name: ClassVar[str] = "local_search_repmax"
-    paper: ClassVar[str] = "objective of TrimTokenator, arXiv 2509.00320 (stage 2); the swaps are ours"
-    summary: ClassVar[str] = "greedy RepMax, then swaps of one token until none helps"
-
     keep: Keep
-    _: KW_ONLY
     distance: Distance = "cosine"
     start: StartRule = "greedy"
     improvement: Improvement = "best"
-    max_swaps: int | None = None
-    seed: int = 0
+    max_swaps: Count | None = None
+    seed: Count = 0
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        check_choice("LocalSearchRepMax", "distance", self.distance, get_args(Distance))
-        check_choice("LocalSearchRepMax", "start", self.start, get_args(StartRule))
-        check_choice("LocalSearchRepMax", "improvement", self.improvement, get_args(Improvement))
-        if self.max_swaps is not None and (isinstance(self.max_swaps, bool) or self.max_swaps < 0):
-            raise ValueError(f"LocalSearchRepMax: max_swaps must be None or an int >= 0, got {self.max_swaps!r}")
-        object.__setattr__(self, "equivariant", self.start != "random" and self.improvement == "best")
+    @property
+    def promises(self) -> frozenset[Promise]:
+        """What swaps come first, and a random start, depend on the order of the tokens."""
+        return EQUIVARIANT if self.start != "random" and self.improvement == "best" else PLAIN
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
+        """Choose in float64 on the CPU."""
         indices = local_search_repmax(
             tokens.visual,
-            min(self.requested(tokens) or 1, tokens.n),
+            self.count(tokens),
             distance=self.distance,
             start=self.start,
             improvement=self.improvement,
             max_swaps=self.max_swaps,
             seed=self.seed,
         )
-        return Selection(indices=indices, total=tokens.n)
+        return Choice(indices)

@@ -1,20 +1,21 @@
 """Reverse greedy RepMax: start from everything and remove."""
 
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, get_args, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.strategy import EQUIVARIANT, Stage
+from tokenprune.core.tokens import Tokens
 from tokenprune.kernels import affinity
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.greedy import check_batch
 from tokenprune.repmax.objective import Indices, check_k
-from tokenprune.strategy import PruningStrategy, check_choice, set_keep
-from tokenprune.tokens import Selection, Tokens
 
 
 @overload
@@ -83,8 +84,10 @@ def _reverse_torch(x: Tensor, k: int, distance: DistanceOrMatrix) -> Tensor:
         return gone.flip(0).to(torch.uint8).sort(stable=True).indices[:k]
 
 
-@dataclass(frozen=True, repr=False)
-class ReverseGreedyRepMax(PruningStrategy):
+@strategy(
+    "reverse_greedy_repmax", paper="objective of TrimTokenator, arXiv 2509.00320 (stage 2); reverse greedy is ours"
+)
+class ReverseGreedyRepMax(Stage):
     """Keep tokens with a large mean pairwise distance by removing the most central token again and again.
 
     Definition: see `reverse_greedy_repmax`. A variant of TrimTokenator's stage 2 (arXiv 2509.00320), not in the paper.
@@ -99,19 +102,11 @@ class ReverseGreedyRepMax(PruningStrategy):
         tensor([0, 2])
     """
 
-    name: ClassVar[str] = "reverse_greedy_repmax"
-    paper: ClassVar[str] = "objective of TrimTokenator, arXiv 2509.00320 (stage 2); reverse greedy is ours"
-    summary: ClassVar[str] = "remove the token nearest to the rest until the budget is met"
-    equivariant = True
-
     keep: Keep
-    _: KW_ONLY
     distance: Distance = "cosine"
+    promises = EQUIVARIANT
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        check_choice("ReverseGreedyRepMax", "distance", self.distance, get_args(Distance))
-
-    def _select(self, tokens: Tokens) -> Selection:
-        k = min(self.requested(tokens) or 1, tokens.n)
-        return Selection(indices=_reverse_torch(tokens.visual, k, self.distance), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        """Choose in float64 on the CPU."""
+        k = self.count(tokens)
+        return Choice(_reverse_torch(tokens.visual, k, self.distance))

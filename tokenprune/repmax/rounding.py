@@ -1,21 +1,22 @@
 """Rounded relaxation: solve the concave relaxation, keep its k largest coordinates, then swap."""
 
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, get_args, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import strategy
+from tokenprune.core.selection import Choice
+from tokenprune.core.strategy import Stage
+from tokenprune.core.tokens import Tokens
 from tokenprune.repmax.distances import Distance, DistanceOrMatrix, Features
 from tokenprune.repmax.greedy import greedy_for
 from tokenprune.repmax.local_search import like, swap_search
 from tokenprune.repmax.node import Node
 from tokenprune.repmax.objective import Indices, Problem, Quality, prepare
 from tokenprune.repmax.relaxation import relax
-from tokenprune.strategy import PruningStrategy, check_choice, set_keep
-from tokenprune.tokens import Selection, Tokens
 
 
 @overload
@@ -67,8 +68,8 @@ def rounded(problem: Problem) -> Indices:
     return swap_search(problem, largest.astype(np.int64))
 
 
-@dataclass(frozen=True, repr=False)
-class RelaxRoundRepMax(PruningStrategy):
+@strategy("relax_round_repmax", paper="objective of TrimTokenator, arXiv 2509.00320 (stage 2); the relaxation is ours")
+class RelaxRoundRepMax(Stage):
     """Keep the tokens that the concave relaxation of the mean pairwise distance likes best, improved by swaps.
 
     Definition and guarantee: see `relax_round_repmax`. Runs on the CPU in float64 (about 50 ms for 576 tokens).
@@ -84,18 +85,10 @@ class RelaxRoundRepMax(PruningStrategy):
         tensor([0, 2])
     """
 
-    name: ClassVar[str] = "relax_round_repmax"
-    paper: ClassVar[str] = "objective of TrimTokenator, arXiv 2509.00320 (stage 2); the relaxation is ours"
-    summary: ClassVar[str] = "round the concave relaxation of the mean pairwise distance, then swap"
-
     keep: Keep
-    _: KW_ONLY
     distance: Distance = "cosine"
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-        check_choice("RelaxRoundRepMax", "distance", self.distance, get_args(Distance))
-
-    def _select(self, tokens: Tokens) -> Selection:
-        k = min(self.requested(tokens) or 1, tokens.n)
-        return Selection(indices=relax_round_repmax(tokens.visual, k, distance=self.distance), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        """Choose in float64 on the CPU."""
+        k = self.count(tokens)
+        return Choice(relax_round_repmax(tokens.visual, k, distance=self.distance))

@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 
-from tokenprune.parsing import parse
-from tokenprune.pipeline import StagedStrategy
-from tokenprune.strategy import PruningStrategy
+from tokenprune.core.places import InDecoder, Place
+from tokenprune.core.selection import Selection
+from tokenprune.core.signals import FIELDS, TEXT, WHOLE_IMAGE, Signal
+from tokenprune.core.strategy import EQUIVARIANT, Promise, PruningStrategy, Stage
+from tokenprune.core.text import parse
+from tokenprune.core.tokens import Tokens
 from tokenprune.testing.random_tokens import random_tokens
-from tokenprune.tokens import FIELD_NAMES, HEADS_FIRST, PER_TOKEN_SIGNALS, Selection, Tokens
+
+
+FIELD = "keep"
 
 
 class ContractError(AssertionError):
@@ -57,36 +62,45 @@ def _require(condition: bool, strategy: PruningStrategy, message: str) -> None:
 def _variants(strategy: PruningStrategy, keeps: Iterable[int | float]) -> list[PruningStrategy]:
     """The strategy with other budgets, where it has a `keep` field."""
     if is_dataclass(strategy) and any(field.name == "keep" for field in fields(strategy)):
-        return [replace(strategy, keep=keep) for keep in keeps]
+        return [strategy.with_keep(keep) for keep in keeps]
     return [strategy]
 
 
+def _promises(strategy: PruningStrategy, promise: Promise) -> bool:
+    """Tell whether every stage promises it."""
+    return all(promise in stage.promises for stage in strategy.stages)
+
+
+def _empties(strategy: PruningStrategy) -> bool:
+    return strategy.stages[-1].yields == "nothing"
+
+
 def check_facts(strategy: PruningStrategy) -> None:
-    """The facts on the class are stated and of the right kind."""
+    """What the stages say of themselves is of the right kind."""
     name = type(strategy).__dict__.get("name")
     _require(
         isinstance(name, str) and name.isidentifier() and name == name.lower(),
         strategy,
         f"name must be snake_case, got {name!r}",
     )
-    unknown = sorted((strategy.needs | strategy.uses) - FIELD_NAMES)
-    _require(not unknown, strategy, f"needs or uses {unknown}, which are no fields of Tokens")
-    _require(strategy.site in ("tower", "projector", "decoder"), strategy, f"site is {strategy.site!r}")
-    _require(strategy.positions in ("original", "compact"), strategy, f"positions is {strategy.positions!r}")
-    layer = strategy.at_depth(32).layer if strategy.layer is None else strategy.layer
-    in_decoder = strategy.site == "decoder" and (not isinstance(layer, int) or layer < 1)
-    _require(not in_decoder, strategy, f"acts in the decoder, so layer must be at least 1, got {strategy.layer!r}")
-    for fact in ("withdraws", "extends", "before_ffn"):
-        allowed = not getattr(strategy, fact) or strategy.site == "decoder"
-        _require(allowed, strategy, f"{fact} is for strategies inside the decoder")
-    for final in ("select", "select_batch", "count", "_checked", "_check_input", "_check_form", "_check_rows"):
-        same = getattr(type(strategy), final) is getattr(PruningStrategy, final)
-        _require(same, strategy, f"overrides {final}, which is final; write _select or _select_batch")
+    for stage in strategy.stages:
+        strangers = [need for need in stage.needs if not isinstance(need, Signal)]
+        _require(not strangers, strategy, f"needs {strangers}, which are no Signal objects")
+        place, yields = stage.place, stage.yields
+        _require(isinstance(place, Place), strategy, f"place is {place!r}; write BeforeDecoder() or InDecoder(layer)")
+        _require(yields in ("subset", "merged", "extended", "nothing"), strategy, f"yields {yields!r}")
+        inside = yields not in ("extended", "nothing") or isinstance(place, InDecoder)
+        _require(inside, strategy, f"yields {yields!r}, which is for stages inside the decoder")
+        unknown = sorted(set(stage.promises) - EQUIVARIANT)
+        _require(not unknown, strategy, f"promises {unknown}; it can promise {sorted(EQUIVARIANT)}")
+    for final, owner in (("select", PruningStrategy), ("select_batch", PruningStrategy), ("count", Stage)):
+        same = not hasattr(strategy, final) or getattr(type(strategy), final) is getattr(owner, final)
+        _require(same, strategy, f"overrides {final}, which is final; write choose, choose_batch or score")
 
 
 def check_text_form(strategy: PruningStrategy) -> None:
     """`parse(repr(s)) == s`, and equal strategies have equal hashes."""
-    known = {stage.name: type(stage) for stage in [*_stages(strategy), strategy]}
+    known = {stage.name: type(stage) for stage in [*strategy.stages, strategy]}
     again = parse(repr(strategy), known=known)
     _require(again == strategy, strategy, f"parse(repr(s)) gives {again!r}, which differs")
     _require(hash(again) == hash(strategy), strategy, "equal strategies must have equal hashes")
@@ -95,7 +109,7 @@ def check_text_form(strategy: PruningStrategy) -> None:
 def check_immutable(strategy: PruningStrategy) -> None:
     """Setting an attribute raises, and selecting writes no state."""
     try:
-        strategy.keep = 0.25
+        setattr(strategy, FIELD, 0.25)
     except (FrozenInstanceError, AttributeError):
         pass
     else:
@@ -123,8 +137,8 @@ def _check_selection(strategy: PruningStrategy, tokens: Tokens, selection: Selec
         f"kept {len(kept)}, {wanted} asked of {tokens.n}",
     )
     _require(len(set(kept)) == len(kept), strategy, f"indices repeat: {kept}")
-    _require(not strategy.ascending or kept == sorted(kept), strategy, f"indices do not ascend: {kept}")
-    _require(bool(kept) != strategy.withdraws, strategy, f"`withdraws` is {strategy.withdraws}, but {len(kept)} stay")
+    _require(not _promises(strategy, "ascending") or kept == sorted(kept), strategy, f"indices do not ascend: {kept}")
+    _require(bool(kept) != _empties(strategy), strategy, f"yields {strategy.stages[-1].yields!r}, but {len(kept)} stay")
     _require(all(0 <= index < tokens.n for index in kept), strategy, f"indices out of range: {kept}")
     order = selection.order
     _require(
@@ -152,34 +166,29 @@ def check_deterministic(strategy: PruningStrategy) -> None:
         state = torch.get_rng_state()
         first = strategy.select(tokens)
         _require(torch.equal(state, torch.get_rng_state()), strategy, "select uses torch's global random generator")
-        if strategy.deterministic:
+        if _promises(strategy, "deterministic"):
             for _ in range(3):
                 _require(_same(first, strategy.select(tokens)), strategy, "two calls on the same tokens differ")
 
 
 def check_equivariant(strategy: PruningStrategy) -> None:
     """Permuting the tokens permutes the answer, where the strategy says so."""
-    if not strategy.equivariant:
+    if not _promises(strategy, "equivariant"):
         return
     for seed in range(3):
         tokens = random_tokens(seed=seed)
         shuffle = torch.randperm(tokens.n, generator=torch.Generator().manual_seed(seed))
-        changes: dict[str, Any] = {
-            name: _permuted(name, getattr(tokens, name), shuffle) for name in ("visual", "tiles", *PER_TOKEN_SIGNALS)
+        signals = {
+            signal: value if signal.token_axis is None else value.index_select(signal.token_axis, shuffle)
+            for signal, value in tokens.signals.items()
         }
-        moved = strategy.select(replace(tokens, **changes)).indices
+        moved = strategy.select(replace(tokens, visual=tokens.visual[shuffle], signals=signals)).indices
         expected = sorted(strategy.select(tokens).indices.tolist())
         _require(
             sorted(shuffle[moved].tolist()) == expected,
             strategy,
             "says equivariant, but a permutation changes what is kept",
         )
-
-
-def _permuted(name: str, value: torch.Tensor | None, shuffle: torch.Tensor) -> torch.Tensor | None:
-    if value is None:
-        return None
-    return value[:, shuffle] if name in HEADS_FIRST else value[shuffle]
 
 
 def check_batch(strategy: PruningStrategy) -> None:
@@ -199,15 +208,21 @@ def check_inputs_untouched(strategy: PruningStrategy) -> None:
     tokens = random_tokens()
     strided = replace(tokens, visual=torch.stack([tokens.visual, tokens.visual], -1)[..., 0].requires_grad_())
     for given in (tokens, strided):
-        copies = {
-            name: value.clone() for name in FIELD_NAMES if isinstance(value := getattr(given, name), torch.Tensor)
-        }
+        tensors = {name: value for name, value in _everything(given).items() if isinstance(value, torch.Tensor)}
+        copies = {name: value.clone() for name, value in tensors.items()}
         selection = strategy.select(given)
         for name, copy in copies.items():
-            _require(torch.equal(copy, getattr(given, name)), strategy, f"select wrote into Tokens.{name}")
+            _require(torch.equal(copy, tensors[name]), strategy, f"select wrote into Tokens.{name}")
         _require(_same(selection, strategy.select(tokens)), strategy, "strides or requires_grad change the answer")
-        grad = selection.features is not None and selection.features.requires_grad
-        _require(not grad, strategy, "features carry a gradient")
+        for name in ("indices", "order", "scores", "sizes"):
+            value = getattr(selection, name)
+            _require(value is None or not value.requires_grad, strategy, f"{name} carry a gradient")
+
+
+def _everything(tokens: Tokens) -> dict[str, Any]:
+    """All that is known of an image, by name."""
+    parts = {"visual": tokens.visual, "text": tokens.text, "question": tokens.question, "index": tokens.index}
+    return parts | {signal.name: value for signal, value in tokens.signals.items()}
 
 
 def check_dtypes(strategy: PruningStrategy) -> None:
@@ -227,7 +242,7 @@ def check_dtypes(strategy: PruningStrategy) -> None:
 
 def check_subset(strategy: PruningStrategy) -> None:
     """A subset of an image is accepted, and its budget refers to the original count."""
-    if strategy.whole_raster:
+    if WHOLE_IMAGE in strategy.needs:
         return
     tokens = random_tokens()
     subset = tokens.take(torch.arange(1, tokens.n, 2))
@@ -239,20 +254,28 @@ def check_bad_tokens(strategy: PruningStrategy) -> None:
     """NaN, infinity and missing fields raise a ValueError that names the field."""
     tokens = random_tokens()
     for value in (math.nan, math.inf):
-        for name in sorted({"visual", *strategy.needs}):
-            given = getattr(tokens, name)
+        for name, given in _read(strategy, tokens).items():
             if not isinstance(given, torch.Tensor) or not given.is_floating_point():
                 continue
             bad = given.clone()
-            bad[-1, -1] = value
-            _expect_error(strategy, name, partial(_select_changed, strategy, tokens, {name: bad}))
-    for name in sorted(strategy.needs):
-        drop = {name: None, "question": None} if name == "text" else {name: None}
-        _expect_error(strategy, name, partial(_select_changed, strategy, tokens, drop))
+            bad[..., -1] = value
+            _expect_error(strategy, name, partial(_select_changed, strategy, tokens, name, bad))
+    for signal in strategy.needs:
+        if signal.required and signal is not WHOLE_IMAGE:
+            _expect_error(strategy, signal.name, partial(_select_changed, strategy, tokens, signal.name, None))
 
 
-def _select_changed(strategy: PruningStrategy, tokens: Tokens, changes: dict[str, Any]) -> Selection:
-    return strategy.select(replace(tokens, **changes))
+def _read(strategy: PruningStrategy, tokens: Tokens) -> dict[str, Any]:
+    return {"visual": tokens.visual} | {signal.name: tokens[signal] for signal in strategy.needs}
+
+
+def _select_changed(strategy: PruningStrategy, tokens: Tokens, name: str, value: object) -> Selection:
+    if name == TEXT.name and value is None:
+        return strategy.select(replace(tokens, text=None, question=None))
+    if name == "visual" or name in {signal.name for signal in FIELDS}:
+        return strategy.select(replace(tokens, **{name: value}))  # type: ignore[arg-type]
+    signal = next(signal for signal in strategy.needs if signal.name == name)
+    return strategy.select(tokens.knowing({signal: value}))
 
 
 def check_bad_keep(strategy: PruningStrategy) -> None:
@@ -277,10 +300,6 @@ def _expect_error(strategy: PruningStrategy, name: str, call: Callable[[], objec
 def _same(a: Selection, b: Selection) -> bool:
     pairs = ((a.indices, b.indices), (a.features, b.features), (a.extra, b.extra))
     return all((x is None) == (y is None) and (x is None or y is None or torch.equal(x, y)) for x, y in pairs)
-
-
-def _stages(strategy: PruningStrategy) -> tuple[PruningStrategy, ...]:
-    return strategy.stages if isinstance(strategy, StagedStrategy) else ()
 
 
 CHECKS: tuple[Callable[[PruningStrategy], None], ...] = (

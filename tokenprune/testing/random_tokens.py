@@ -1,8 +1,14 @@
-"""Random `Tokens` that carry every signal a strategy may ask for."""
+"""Random `Tokens` that carry every signal a strategy may read."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
-from tokenprune.tokens import Tokens
+from tokenprune.core.signals import FIELDS, Signal, declared
+from tokenprune.core.tokens import Tokens
+
+_SIZES = {"c": 16, "clip": 10, "t": 5, "e": 8, "f": 12, "_": 4}
 
 
 def random_tokens(
@@ -13,16 +19,18 @@ def random_tokens(
     text: int = 7,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    signals: Iterable[Signal] | None = None,
 ) -> Tokens:
-    """One image of `rows` x `columns` Gaussian tokens with every optional field filled.
+    """Draw one image of `rows` x `columns` Gaussian tokens with random signals, by their axes.
 
     Args:
         rows: height of the token raster.
         columns: width of the token raster.
         width: d, the language model's width.
         text: m, number of text tokens; the last half of them is the question.
-        seed: of the draw; also the image's `key`.
-        dtype: of every floating point field.
+        seed: of the draw; also the image's key.
+        dtype: of every floating point tensor.
+        signals: which ones; None for all that imported modules declare. Those with a default and no example stay open.
 
     Examples:
         >>> random_tokens(2, 3).n
@@ -34,38 +42,24 @@ def random_tokens(
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
 
-    def attention(rows: int = 4) -> torch.Tensor:
-        weights = torch.rand((rows, n), generator=draw, dtype=torch.float64)
-        return (weights / weights.sum(1, keepdim=True)).to(dtype)
+    visual, words = normal(n, width), normal(text, width)
+    known: dict[Signal, Any] = {}
+    for signal in sorted(set(declared() if signals is None else signals) - FIELDS, key=lambda signal: signal.name):
+        if signal.example is not None:
+            known[signal] = signal.example(n, seed)
+        elif signal.required and signal.axes:
+            sizes = {"n": n, "d": width, "m": text, **_SIZES}
+            shape = [int(axis) if axis.isdigit() else sizes.get(axis, 3 + len(axis)) for axis in signal.shape]
+            # Its own draw, so that it does not depend on which other signals there are.
+            own = torch.Generator().manual_seed(seed * 1_000_003 + sum(map(ord, signal.name)))
+            known[signal] = _values(signal, shape, own).to(dtype)
+    return Tokens(visual, words, question=torch.arange(text) >= text // 2, grid=(rows, columns), signals=known)
 
-    return Tokens(
-        normal(n, width),
-        text=normal(text, width),
-        question=torch.arange(text) >= text // 2,
-        grid=(rows, columns),
-        tiles=torch.arange(n) * 3 // n,
-        tile_grid=(1, 2),
-        key=seed,
-        cls_attention=attention(),
-        vision_states=normal(n, width),
-        vision_keys=normal(n, 8),
-        vision_cls=normal(1, width),
-        vision_last_keys=normal(n, 12),
-        vision_last_cls=normal(2, 12),
-        clip_visual=normal(n, 10),
-        clip_text=normal(2, 10),
-        decoder_attention=attention(),
-        decoder_next_attention=attention(),
-        decoder_keys=normal(n, 8),
-        decoder_states=normal(n, width),
-        decoder_text_keys=normal(5, 8),
-        decoder_text_states=normal(5, width),
-        cls_attention_first=attention(),
-        cls_attention_last=attention(),
-        decoder_hidden=normal(n, width),
-        decoder_text_attention=attention(5),
-        decoder_peaks=attention(2),
-        decoder_entered=normal(n, width),
-        decoder_text=normal(5, width),
-        project=torch.tanh,
-    )
+
+def _values(signal: Signal, shape: list[int], draw: torch.Generator) -> torch.Tensor:
+    if signal.dtype is not None:
+        raise ValueError(f"random_tokens: {signal} holds {signal.dtype}; declare it with an example=...")
+    if signal.token_axis == len(shape) - 1 > 0:  # attention: rows add up to 1
+        weights = torch.rand(shape, generator=draw, dtype=torch.float64)
+        return weights / weights.sum(-1, keepdim=True)
+    return torch.randn(shape, generator=draw, dtype=torch.float64)
