@@ -1,198 +1,236 @@
 """The contract suite must catch wrong strategies: each one here breaks exactly one promise."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from tokenprune import PruningStrategy, Selection, Tokens
-from tokenprune.strategy import set_keep
+from tokenprune import EQUIVARIANT, Choice, InDecoder, Keep, PruningStrategy, Stage, Tokens, strategy
+from tokenprune.core.signals import TEXT
 from tokenprune.testing import ContractError, check_strategy
 
 BROKEN: list[tuple[type[PruningStrategy], str]] = []
 
 
-def broken(message: str) -> Any:
-    """Register a class whose check must fail with a message that matches."""
+def broken(name: str, message: str) -> Any:
+    """Make a class a strategy whose check must fail with a message that matches."""
 
-    def add(cls: type[PruningStrategy]) -> type[PruningStrategy]:
-        BROKEN.append((cls, message))
-        return cls
+    def add(cls: type[Any]) -> type[Any]:
+        made: type[PruningStrategy] = strategy(name, register=False)(cls)
+        BROKEN.append((made, message))
+        return made
 
     return add
 
 
-@dataclass(frozen=True, repr=False)
-class First(PruningStrategy):
+class First(Stage):
     """Keeps the first k tokens: right in every respect."""
 
-    name: ClassVar[str] = "first"
-    keep: int | float
+    keep: Keep
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(self.count(tokens)), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(self.count(tokens)))
 
 
-@broken("asked for")
+@strategy("first", register=False)
+class Right(First):
+    keep: Keep
+
+
+@broken("one_too_many", "asked for")
 class OneTooMany(First):
-    name = "one_too_many"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(min(self.count(tokens) + 1, tokens.n)), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(min(self.count(tokens) + 1, tokens.n)))
 
 
-@broken("ascending, unique")
+@broken("unsorted", "ascending, unique")
 class Unsorted(First):
-    name = "unsorted"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(self.count(tokens)).flip(0), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(self.count(tokens)).flip(0))
 
 
-@broken("ascending, unique")
+@broken("repeats", "ascending, unique")
 class Repeats(First):
-    name = "repeats"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(self.count(tokens)) // 2, total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(self.count(tokens)) // 2)
 
 
-@broken("ascending, unique")
+@broken("out_of_range", "ascending, unique")
 class OutOfRange(First):
-    name = "out_of_range"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(self.count(tokens)) + tokens.n, total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(self.count(tokens)) + tokens.n)
 
 
-@broken("int64")
+@broken("wrong_dtype", "int64")
 class WrongDtype(First):
-    name = "wrong_dtype"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(self.count(tokens), dtype=torch.int32), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(self.count(tokens), dtype=torch.int32))
 
 
-@broken("two calls on the same tokens differ|global random generator")
+@broken("secretly_random", "two calls on the same tokens differ|global random generator")
 class SecretlyRandom(First):
-    name = "secretly_random"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.randperm(tokens.n)[: self.count(tokens)].sort().values, total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.randperm(tokens.n)[: self.count(tokens)].sort().values)
 
 
-@broken("permutation changes")
+@broken("says_equivariant", "permutation changes")
 class SaysEquivariant(First):
-    name = "says_equivariant"
-    equivariant = True
+    keep: Keep
+    promises = EQUIVARIANT
 
 
-@broken("wrote into Tokens.visual|differ")
+@broken("mutates", "wrote into Tokens.visual|differ")
 class Mutates(First):
-    name = "mutates"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         tokens.visual.detach().mul_(2)
-        return super()._select(tokens)
+        return super().choose(tokens)
 
 
-@broken("differs from a loop")
+@broken("batch_differs", "differs from a loop")
 class BatchDiffers(First):
-    name = "batch_differs"
+    keep: Keep
 
-    def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        results = [self._select(tokens) for tokens in batch]
+    def choose_batch(self, batch: Sequence[Tokens]) -> list[Choice]:
+        results = [self.choose(tokens) for tokens in batch]
         if len(results) > 1:
-            last = torch.arange(batch[0].n - results[0].kept, batch[0].n)
+            last = torch.arange(batch[0].n - results[0].indices.shape[0], batch[0].n)
             results[0] = replace(results[0], indices=last)
         return results
 
 
-@broken("wrote state")
+@broken("writes_state", "wrote state")
 class WritesState(First):
-    name = "writes_state"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         object.__setattr__(self, "_last", tokens.n)
-        return super()._select(tokens)
+        return super().choose(tokens)
 
 
-@broken("parse")
+@broken("lying_text", "parse")
 class LyingText(First):
-    name = "lying_text"
+    keep: Keep
 
     def __repr__(self) -> str:
         return "lying_text(keep=1)"
 
 
-@broken("keep-all changes")
+@broken("merges_always", "keep-all changes")
 class MergesAlways(First):
-    name = "merges_always"
-    merges = True
+    keep: Keep
+    yields = "merged"
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         mean = tokens.visual.mean(0).expand(self.count(tokens), -1).contiguous()
-        return Selection(indices=torch.arange(self.count(tokens)), total=tokens.n, features=mean)
+        return Choice(torch.arange(self.count(tokens)), features=mean)
 
 
-@broken("keep")
-@dataclass(frozen=True, repr=False)
+@broken("unchecked", "keep")
 class Unchecked(First):
-    name: ClassVar[str] = "unchecked"
+    keep: int | float  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         pass
 
 
-@broken("base of every share|asked of|asked for|original")
+@broken("share_of_what_is_left", "base of every share|asked of|asked for|original")
 class ShareOfWhatIsLeft(First):
-    name = "share_of_what_is_left"
+    keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         alone = Tokens(tokens.visual)
-        return Selection(indices=torch.arange(self.count(alone)), total=tokens.n)
+        return Choice(torch.arange(self.count(alone)))
 
 
-@broken("overrides select")
-class OverridesSelect(First):
-    name = "overrides_select"
-
-    def select(self, tokens: Tokens) -> Selection:  # type: ignore[misc]
-        return self._select(tokens)
-
-
-@broken("features must be torch.float32")
+@broken("keeps_float64_only", "features must be torch.float32")
 class KeepsFloat64Only(First):
-    name = "keeps_float64_only"
-    merges = True
+    keep: Keep
+    yields = "merged"
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         indices = torch.arange(self.count(tokens))
-        return Selection(indices=indices, total=tokens.n, features=tokens.visual[indices].double())
+        return Choice(indices, features=tokens.visual[indices].double())
+
+
+@broken("promises_nonsense", "promises .*fast")
+class PromisesNonsense(First):
+    keep: Keep
+    promises = frozenset({"fast", "ascending"})  # type: ignore[arg-type]
+
+
+@broken("needs_words", "no Signal objects")
+class NeedsWords(First):
+    keep: Keep
+    needs = ("text",)  # type: ignore[assignment]
+
+
+@broken("empties_early", "stages inside the decoder|kept 0")
+class EmptiesEarly(First):
+    keep: Keep
+    yields = "nothing"
+
+    def requested(self, tokens: Tokens) -> int | None:
+        return 0
+
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(0))
+
+
+@broken("carries_a_gradient", "scores carry a gradient")
+class CarriesAGradient(First):
+    keep: Keep
+    yields = "extended"
+    place = InDecoder(2)
+
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(self.count(tokens)), extra=tokens.visual[:0], scores=tokens.visual.sum(1))
 
 
 def test_the_right_one_passes() -> None:
-    check_strategy(First(0.5))
+    check_strategy(Right(0.5))
 
 
 @pytest.mark.parametrize(("cls", "message"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
-def test_broken_strategy_is_caught(cls: type[First], message: str) -> None:
+def test_broken_strategy_is_caught(cls: Callable[[float], PruningStrategy], message: str) -> None:
     with pytest.raises(ContractError, match=message):
         check_strategy(cls(0.5))
 
 
 def test_missing_signal_must_be_named() -> None:
+    @strategy("swallows", register=False)
     class Swallows(First):
-        name = "swallows"
-        needs = frozenset({"text"})
+        keep: Keep
+        needs = (TEXT,)
 
-        def _select(self, tokens: Tokens) -> Selection:
+        def choose(self, tokens: Tokens) -> Choice:
             raise ValueError("something is wrong")
 
     with pytest.raises(ContractError, match="something is wrong"):
         check_strategy(Swallows(0.5))
+
+
+def test_what_is_final_cannot_be_overridden() -> None:
+    class OverridesSelect(First):
+        keep: Keep
+
+        def select(self, tokens: Tokens) -> Any:  # type: ignore[misc]
+            return None
+
+    with pytest.raises(TypeError, match="OverridesSelect: overrides select, which is final"):
+        strategy("overrides_select", register=False)(OverridesSelect)

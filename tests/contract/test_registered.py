@@ -4,9 +4,10 @@ import pytest
 
 from tokenprune import GreedyRepMax, MIAlignment, Pipeline, PruningStrategy, TrimTokenator, strategies
 from tokenprune.baselines import GridPool, Random, UniformGrid
+from tokenprune.core.text import example
 from tokenprune.testing import check_strategy
 
-EXAMPLES = [cls.example() for _, cls in sorted(strategies().items())]
+EXAMPLES = [example(cls) for _, cls in sorted(strategies().items())]
 
 
 @pytest.mark.parametrize("strategy", EXAMPLES, ids=repr)

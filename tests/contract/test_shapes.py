@@ -7,7 +7,7 @@ from pathlib import Path
 CODE = """
 from jaxtyping import install_import_hook
 
-MODULES = [f"tokenprune.{name}" for name in ("kernels", "tokens", "alignment", "baselines", "repmax", "presets")]
+MODULES = [f"tokenprune.{name}" for name in ("kernels", "core", "alignment", "baselines", "repmax", "trimtokenator")]
 with install_import_hook(MODULES, "beartype.beartype"):
     import tokenprune
     from tokenprune import strategies
@@ -15,7 +15,7 @@ with install_import_hook(MODULES, "beartype.beartype"):
 import pytest
 import torch
 from tokenprune.kernels import top_k
-from tokenprune.strategy import PruningStrategy
+from tokenprune.core.text import example
 from tokenprune.testing import random_tokens
 
 # The hook is on: a wrong tensor is refused by the annotation alone.
@@ -24,7 +24,7 @@ with pytest.raises(Exception, match="top_k"):
 
 ran = 0
 for _, cls in sorted(strategies().items()):
-    strategy = cls.example()
+    strategy = example(cls)
     for tokens in (random_tokens(), random_tokens(5, 3, seed=4), random_tokens(dtype=torch.bfloat16)):
         strategy.select(tokens)
         strategy.select_batch([tokens, random_tokens(2, 2)])

@@ -34,8 +34,8 @@ def check_images(owner: str, needs: Sequence[Signal], batch: Sequence[Tokens]) -
             raise TypeError(f"{owner}: select takes a Tokens, got {type(tokens).__name__}; write Tokens(visual)")
         missing = [signal for signal in needs if signal.required and not tokens.knows(signal)]
         if missing:
-            lacking = " and ".join(tokens.lacking(signal) for signal in missing)
-            raise ValueError(f"{owner}: {lacking}, or choose a strategy that does without")
+            lacking = "; ".join(tokens.lacking(signal) for signal in missing)
+            raise ValueError(f"{owner}: {lacking}")
         read = [("visual", tokens.visual), *((signal.name, tokens[signal]) for signal in needs)]
         for name, value in read:
             if isinstance(value, torch.Tensor) and value.is_floating_point() and id(value) not in values:

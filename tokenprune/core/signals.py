@@ -250,7 +250,7 @@ def _pair(value: object) -> str | None:
 
 
 def _callable(value: object) -> str | None:
-    return None if callable(value) else f"must be a function of a tensor, got {type(value).__name__}"
+    return None if callable(value) else f"must be a function of a tensor, got {value!r} of type {type(value).__name__}"
 
 
 TEXT = Signal("text", "m d")

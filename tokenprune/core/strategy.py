@@ -161,14 +161,13 @@ class PruningStrategy(ABC):
         return Pipeline([self, other]) if isinstance(other, PruningStrategy) else NotImplemented
 
     def __eq__(self, other: object) -> bool:
-        return self._texts() == other._texts() if isinstance(other, PruningStrategy) else NotImplemented
+        return self._identity() == other._identity() if isinstance(other, PruningStrategy) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._texts())
+        return hash(self._identity())
 
-    def _texts(self) -> tuple[tuple[type, str], ...]:
-        # The text tells keep=1 from keep=1.0, which Python takes for equal.
-        return tuple((type(stage), repr(stage)) for stage in self.stages)
+    def _identity(self) -> tuple[Any, ...]:
+        return tuple((type(stage), *_typed(vars(stage))) for stage in self.stages)
 
     def __repr__(self) -> str:
         """The configuration, as `parse` reads it: required fields and those that differ from their default."""
@@ -178,6 +177,13 @@ class PruningStrategy(ABC):
             if each.default is MISSING or type(value) is not type(each.default) or value != each.default:
                 shown.append(f"{each.name}={value!r}")
         return f"{self.name}({', '.join(shown)})"
+
+
+def _typed(value: object) -> tuple[Any, ...]:
+    """A value with its types: Python takes keep=1, one token, for equal to keep=1.0, all of them."""
+    if isinstance(value, dict):
+        return tuple((name, *_typed(part)) for name, part in value.items())
+    return tuple(map(_typed, value)) if isinstance(value, tuple) else (type(value), value)
 
 
 class Stage(PruningStrategy):

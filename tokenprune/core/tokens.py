@@ -24,8 +24,8 @@ class Tokens:
         question: bool (m,), True where a text token belongs to the question. Adapters for models mark the text after
             the last image of the prompt.
         grid: (rows, columns) of the image's *original* raster; token i is at row i // columns, column i % columns.
-        index: int64 (n,), ascending: original index of each row, when the rows are a subset. None means 0..n-1. Inside
-            the decoder a row with an index of `total` or more is a token that an earlier stage made; its `visual` row
+        index: int64 (n,): original index of each row, when the rows are a subset. None means 0..n-1. Inside the
+            decoder a row with an index of `total` or more is a token that an earlier stage made; its `visual` row
             is what was made.
         total: number of the image's original tokens; the base of every share. None means n.
         signals: what else is known, by signal: `tokens[CLS_ATTENTION]`.
@@ -62,8 +62,8 @@ class Tokens:
         signals: Mapping[Signal, Any] | None = None,
         **named: Any,  # noqa: ANN401
     ) -> None:
-        known = dict(signals or {})
-        known.update({signal_named(name): value for name, value in named.items() if value is not None})
+        given = {**(signals or {}), **{signal_named(name): value for name, value in named.items()}}
+        known = {signal: value for signal, value in given.items() if value is not None}
         self.__dict__.update(
             visual=visual, text=text, question=question, grid=grid, index=index, total=total, signals=known
         )
@@ -84,6 +84,13 @@ class Tokens:
         """int64 (n,): original index of each row."""
         return torch.arange(self.n, device=self.visual.device) if self.index is None else self.index
 
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Return a signal by its name, None where it is not known; kept for one release, use `tokens[SIGNAL]`."""
+        try:
+            return self.__dict__["signals"].get(signal_named(name))
+        except (TypeError, KeyError):
+            raise AttributeError(f"Tokens has no attribute {name!r}, and no signal is called so") from None
+
     def knows(self, signal: Signal) -> bool:
         """Tell whether the signal has a value here, its default not counted."""
         return self._find(signal) is not None
@@ -98,21 +105,23 @@ class Tokens:
         if value is not None:
             return value
         if signal.required:
-            raise ValueError(f"Tokens: {self.lacking(signal)}")
+            raise ValueError(f"Tokens: the strategy {self.lacking(signal)}")
         return signal.default
 
     def lacking(self, signal: Signal) -> str:
-        """Say what is known instead of a signal, and the way out."""
+        """Say that somebody needs a signal, what is known instead, and the way out."""
         if signal is WHOLE_IMAGE:
-            return f"{self.n} of the image's {self.original} tokens are left, and all are needed"
+            return f"needs the complete raster, got {self.n} of {self.original} tokens; put it first"
         known = ", ".join(sorted(map(repr, self.signals))) or "none"
         way = f"{signal}=..." if signal in FIELDS else f"signals={{{signal.name.upper()}: ...}}"
-        return f"Tokens.{signal} is None (known signals: {known}); pass Tokens(..., {way})"
+        return (
+            f"needs Tokens.{signal}, which is None (known signals: {known}); pass Tokens(..., {way}) or "
+            "choose a strategy that does without"
+        )
 
     def knowing(self, signals: Mapping[Signal, Any]) -> "Tokens":
         """Return the same image with more signals, or others; a value of None takes one away."""
-        changed = {**self.signals, **signals}
-        return replace(self, signals={signal: value for signal, value in changed.items() if value is not None})
+        return replace(self, signals={**self.signals, **signals})
 
     def take(
         self,

@@ -131,8 +131,9 @@ def _check_places(tokens: _Bundle, n: int) -> None:
             raise ValueError(
                 f"Tokens: index is on {index.device} but visual is on {tokens.visual.device}; move them together"
             )
-        if bool(((index[:1] < 0) | (index[1:] <= index[:-1])[:1]).any()) or not bool((index[1:] > index[:-1]).all()):
-            raise ValueError(f"Tokens: index must ascend from 0 or more without repeats, got {index.tolist()[:12]}")
+        ranks = index.sort().values
+        if not bool((ranks[0] >= 0) & (ranks[1:] > ranks[:-1]).all()):
+            raise ValueError(f"Tokens: index must hold numbers from 0 without repeats, got {index.tolist()[:12]}")
     if grid is not None:
         if not isinstance(grid, tuple | list) or len(grid) != 2 or any(type(side) is not int for side in grid):
             raise TypeError(

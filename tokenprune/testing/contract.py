@@ -16,7 +16,6 @@ from tokenprune.core.text import parse
 from tokenprune.core.tokens import Tokens
 from tokenprune.testing.random_tokens import random_tokens
 
-
 FIELD = "keep"
 
 
@@ -303,8 +302,8 @@ def _same(a: Selection, b: Selection) -> bool:
 
 
 CHECKS: tuple[Callable[[PruningStrategy], None], ...] = (
-    check_immutable,  # first: later checks call `select`, after which state would no longer be new
     check_facts,
+    check_immutable,  # before all that call `select`, after which state would no longer be new
     check_text_form,
     check_budget,
     check_keep_all,

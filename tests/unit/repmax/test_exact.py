@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.properties.repmax.clouds import DISTANCES, Array, best_sum
+from tokenprune.core.tokens import Tokens
 from tokenprune.repmax import (
     ExactRepMax,
     distance_matrix,
@@ -19,7 +20,6 @@ from tokenprune.repmax import (
 from tokenprune.repmax.bnb import Progress, Search
 from tokenprune.repmax.milp import solve_milp
 from tokenprune.repmax.objective import prepare
-from tokenprune.tokens import Tokens
 
 
 @pytest.mark.parametrize("solver", ["auto", "enumerate", "ilp", "bnb"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.properties.repmax.clouds import DISTANCES, Array, some_clouds
+from tokenprune.core.tokens import Tokens
 from tokenprune.repmax import (
     GreedyRepMax,
     ReverseGreedyRepMax,
@@ -16,7 +17,6 @@ from tokenprune.repmax import (
     reverse_greedy_repmax,
     token_cloud,
 )
-from tokenprune.tokens import Tokens
 
 
 def naive_greedy(matrix: Array, k: int, first: int) -> list[int]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokenprune.core.tokens import Tokens
 from tokenprune.repmax import (
     LocalSearchRepMax,
     RelaxRoundRepMax,
@@ -15,7 +16,6 @@ from tokenprune.repmax import (
     relax_round_repmax,
     token_cloud,
 )
-from tokenprune.tokens import Tokens
 
 CLOUD = token_cloud("clusters", 60, 16, seed=4)
 

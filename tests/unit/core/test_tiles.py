@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.models.family_oracle import tiny
-from tokenprune import GreedyRepMax, PruningStrategy, Selection, Tokens, parse, prune
+from tokenprune import Choice, GreedyRepMax, PruningStrategy, Stage, Tokens, parse, prune
 from tokenprune.baselines import FastV, GridPool, Random, UniformGrid
+from tokenprune.core.wrappers import PerTile
 from tokenprune.testing import check_strategy, random_tokens
-from tokenprune.tiles import PerTile
 
 
 def image(*sizes: int, newlines: int = 3, seed: int = 0) -> Tokens:
@@ -62,11 +62,11 @@ def test_strategies_that_need_a_raster_are_refused(inner: PruningStrategy) -> No
 
 
 def test_other_places_and_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="acts at the decoder, where tiles are not told apart"):
+    with pytest.raises(ValueError, match="acts at decoder layer 2, where tiles are not told apart"):
         PerTile(FastV(4))
     with pytest.raises(ValueError, match="newlines must be one of 'keep', 'drop', got 'candidates'"):
         PerTile(GreedyRepMax(4), newlines="candidates")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="strategy must be a PruningStrategy, got 4"):
+    with pytest.raises(TypeError, match="strategy must be a PruningStrategy, got 4 of type int"):
         PerTile(4)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs the complete raster of tokens; put it first"):
         GreedyRepMax(9) >> PerTile(GreedyRepMax(4))
@@ -87,16 +87,13 @@ def test_on_models(family: str) -> None:
         assert (b.tokens_kept > a.tokens_kept) == (family == "llava_next")
 
 
-class Everything(PruningStrategy):
+class Everything(Stage):
     """Keeps what there is, without a budget."""
 
     name = "everything_there"
 
-    def requested(self, tokens: Tokens) -> int | None:
-        return None
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(tokens.n), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(tokens.n))
 
 
 def test_a_strategy_without_a_budget() -> None:

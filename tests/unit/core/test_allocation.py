@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.models.oracle import tiny
 from tokenprune import GreedyRepMax, MIAlignment, PruningStrategy, Tokens, TrimTokenator, parse, prune
 from tokenprune import allocation as module
-from tokenprune.allocation import (
+from tokenprune.baselines import FastV, Random, UniformGrid
+from tokenprune.core.shared_budget import (
     PromptBudget,
     allocate,
     allocation_rules,
@@ -19,7 +20,6 @@ from tokenprune.allocation import (
     intra_diversity,
     register_allocation,
 )
-from tokenprune.baselines import FastV, Random, UniformGrid
 from tokenprune.repmax import mean_pairwise_distance
 from tokenprune.testing import check_strategy, random_tokens
 

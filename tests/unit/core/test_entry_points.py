@@ -8,27 +8,20 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MODULE = '''
-from dataclasses import dataclass
-from typing import ClassVar
 import torch
-from tokenprune import PruningStrategy, Selection, Tokens
-from tokenprune.strategy import set_keep
+from tokenprune import Choice, Keep, Stage, Tokens, strategy
 
 
-@dataclass(frozen=True, repr=False)
-class Corner(PruningStrategy):
+@strategy("{name}")
+class Corner(Stage):
     """Keeps the first tokens."""
 
-    name: ClassVar[str] = "{name}"
-    keep: int | float
+    keep: Keep
 
-    def __post_init__(self) -> None:
-        set_keep(self)
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(self.count(tokens)), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(self.count(tokens)))
 '''
 
 
@@ -112,9 +105,13 @@ def test_a_package_s_strategy_passes_through_every_command(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "target", "words"),
     [
-        ("random", "third_party:Corner", ["'random' belongs to tokenprune.baselines.random_subset.Random", "rename"]),
+        (
+            "random",
+            "third_party:Corner",
+            ["entry point 'corner'", "'random' belongs to tokenprune.baselines.random_subset.Random"],
+        ),
         ("corner", "third_party:Missing", ["entry point 'corner'", "third_party:Missing", "failed to load"]),
-        ("corner", "third_party:torch", ["entry point 'corner'", "no concrete PruningStrategy"]),
+        ("corner", "third_party:torch", ["entry point 'corner'", "is no strategy class"]),
     ],
 )
 def test_a_wrong_entry_point_is_named(tmp_path: Path, name: str, target: str, words: list[str]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenprune import GreedyRepMax, MIAlignment, TrimTokenator
-from tokenprune.budget import check_keep, keep_count
+from tokenprune.core.budget import check_keep, keep_count
 
 
 @pytest.mark.parametrize(
