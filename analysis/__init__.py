@@ -21,7 +21,6 @@ from tokenprune.analysis.information import (
 )
 from tokenprune.analysis.layers import LayerReport, LayerStates, analyse_layers, stream_layers
 from tokenprune.analysis.letterbox import letterboxed, padding_tokens
-from tokenprune.analysis.pick_order import PickOrder
 from tokenprune.analysis.redundancy import (
     RedundancyMeasures,
     RedundancyReport,
@@ -34,6 +33,7 @@ from tokenprune.analysis.spectrum import effective_rank, participation_ratio
 from tokenprune.analysis.turns import TurnsReport, analyse_turns
 from tokenprune.analysis.variants import Variant, ablation_variants
 from tokenprune.analysis.within import within_correlation
+from tokenprune.core.wrappers import PickOrder
 
 __all__ = [
     "NO_CONTROLS",

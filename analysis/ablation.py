@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenprune.analysis.variants import Variant
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
 from tokenprune.evaluate.batches import resampling_units
 from tokenprune.evaluate.cells import DENSE, Cell
 from tokenprune.evaluate.methods import show_budget

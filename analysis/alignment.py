@@ -14,9 +14,9 @@ from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import show, summarise
 from tokenprune.analysis.rank_correlation import rank_correlation
 from tokenprune.analysis.score_parts import split_score
+from tokenprune.core.tokens import Tokens
 from tokenprune.evaluate.statistics import Interval
 from tokenprune.kernels import top_k
-from tokenprune.tokens import Tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

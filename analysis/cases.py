@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.galleries import jpeg
 from tokenprune.evaluate.metrics import exact_match
 from tokenprune.evaluate.overlay import overlay, seen_picture
 from tokenprune.evaluate.page import Card, Picture, Slide, Word
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.statistics import agreement
-from tokenprune.strategy import PruningStrategy
 
 if TYPE_CHECKING:
     from tokenprune.evaluate.loading import LoadedModel

@@ -9,9 +9,9 @@ import numpy as np
 from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, overlap
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import summarise
+from tokenprune.core.selection import Selection
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.statistics import Interval
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ import numpy as np
 
 from tokenprune.analysis.calibration import Calibration, measure_calibration
 from tokenprune.analysis.intervals import over_images, show
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.metrics import normalise
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.significance import McNemar, corrected, mcnemar, paired_p_value
 from tokenprune.evaluate.statistics import Interval, mean_interval
-from tokenprune.strategy import PruningStrategy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tokenprune.alignment import alignment_score
 from tokenprune.analysis.spectrum import effective_rank, unit_rows
+from tokenprune.core.selection import Selection
+from tokenprune.core.tokens import Tokens
 from tokenprune.repmax import mean_pairwise_distance, random_expectation
-from tokenprune.tokens import Selection, Tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

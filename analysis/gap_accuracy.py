@@ -11,7 +11,8 @@ from jaxtyping import Int
 
 from tokenprune.analysis.intervals import show
 from tokenprune.analysis.within import within_correlation
-from tokenprune.budget import Keep, keep_count
+from tokenprune.core.budget import Keep, keep_count
+from tokenprune.core.selection import Selection
 from tokenprune.evaluate.methods import show_budget
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.significance import corrected, paired_p_value
@@ -27,7 +28,6 @@ from tokenprune.repmax import (
 )
 from tokenprune.repmax.distances import Distance
 from tokenprune.repmax.objective import normalised_gap
-from tokenprune.tokens import Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

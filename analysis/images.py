@@ -9,8 +9,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tokenprune.analysis.letterbox import letterboxed, padding_tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.evaluate.samples import Sample, open_image
-from tokenprune.tokens import Tokens
 
 if TYPE_CHECKING:
     from tokenprune.evaluate.loading import LoadedModel

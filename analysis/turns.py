@@ -8,9 +8,9 @@ import numpy as np
 
 from tokenprune.analysis.diagnostics import jaccard
 from tokenprune.analysis.intervals import show
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.statistics import Interval, mean_interval, paired_difference
-from tokenprune.strategy import PruningStrategy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from tokenprune.analysis.pick_order import PickOrder
-from tokenprune.budget import Keep, check_keep
+from tokenprune.core.budget import Keep, check_keep
+from tokenprune.core.places import Positions
+from tokenprune.core.strategy import PruningStrategy
+from tokenprune.core.wrappers import PickOrder
 from tokenprune.evaluate.methods import CONTROLS, Method, show_budget
-from tokenprune.strategy import PositionPolicy, PruningStrategy
 
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Shares of the tokens that stage 1 lets through; those that leave fewer than the budget are left out."""
@@ -28,7 +29,7 @@ class Variant:
     label: str
     text: str
     reference: bool = False
-    positions: PositionPolicy | None = None
+    positions: Positions | None = None
     pick_order: bool = False
 
     def strategies(self, keep: Keep, seeds: tuple[int, ...]) -> list[tuple[int | None, PruningStrategy]]:
@@ -146,7 +147,7 @@ def _v(
     text: str,
     *,
     reference: bool = False,
-    positions: PositionPolicy | None = None,
+    positions: Positions | None = None,
     pick_order: bool = False,
 ) -> Variant:
     return Variant(factor="", label=label, text=text, reference=reference, positions=positions, pick_order=pick_order)

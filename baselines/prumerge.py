@@ -191,7 +191,7 @@ LAST_KEYS = Signal("vision_last_keys", "n f", FromTower(-1, lambda seen: _flat(s
 LAST_CLS = Signal(
     "vision_last_cls",
     "2 f",
-    FromTower(-1, lambda seen: _flat(torch.stack([seen.queries, seen.keys], 1)[:, :, seen.last[0]])),
+    FromTower(-1, lambda seen: _flat(torch.stack([seen.queries, seen.keys], 1)[:, :, seen.last[0]]), cls=True),
 )
 """The CLS token's query and its key in that layer, heads side by side."""
 

@@ -30,7 +30,7 @@ from tokenprune.baselines.scoring import check_count, top, unit, working
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import strategy
 from tokenprune.core.selection import Choice
-from tokenprune.core.signals import CLS_ATTENTION, PROJECT, VISION_KEYS, VISION_STATES, Signal
+from tokenprune.core.signals import CLS_ATTENTION, PROJECT, VISION_KEYS, VISION_STATES, FromProjector, Signal
 from tokenprune.core.strategy import PLAIN, Stage
 from tokenprune.core.tokens import Tokens
 
@@ -124,7 +124,7 @@ def _merge_rest(
     return features[:, places] + (member.transpose(1, 2) @ features[:, others]) / size, rest[:, places]
 
 
-VISION_CLS = Signal("vision_cls", "1 c")
+VISION_CLS = Signal("vision_cls", "1 c", FromProjector(lambda seen: seen.states[seen.last], cls=True))
 """The CLS token's row beside `VISION_STATES`."""
 
 

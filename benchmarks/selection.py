@@ -21,13 +21,13 @@ import torch
 
 from tokenprune import GreedyRepMax, Tokens, TrimTokenator
 from tokenprune.baselines import CDPruner, DivPrune
+from tokenprune.core.selection import Selection
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.cost.memory import peak_memory
 from tokenprune.evaluate.cost.results_file import ResultsFile
 from tokenprune.evaluate.cost.selection_bench import plain_loop
 from tokenprune.kernels import affinity, choose, gram, host, images, loops, pick_each
 from tokenprune.kernels.choose import MATRIX_BYTES, Route
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CPU = torch.device("cpu")

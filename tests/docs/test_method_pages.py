@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenprune.registry import builtin_strategies
+from tokenprune.core.registry import builtin_strategies
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(page for page in (ROOT / "docs" / "methods").glob("*.md") if page.name != "index.md")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tests.models.oracle import ByContent, features_of
 from tokenprune import PruningStrategy, Selection, Tokens, prune
+from tokenprune.core.places import Positions
 from tokenprune.models import Record
 from tokenprune.models.vision import image_keys
-from tokenprune.strategy import PositionPolicy
 
 
 class View(NamedTuple):
@@ -50,7 +50,7 @@ class Stage(NamedTuple):
     """A rule, where it acts and what it does to positions."""
 
     layer: int
-    policy: PositionPolicy
+    policy: Positions
     rule: Rule
     within: bool = False  # acts in `layer` between attention and feed-forward instead of before it
 
@@ -196,7 +196,7 @@ class Row:
             [self.embeds[image] for image in self.entered],
         )
 
-    def apply(self, answers: Sequence[Tensor | Answer], policy: PositionPolicy) -> Tensor:
+    def apply(self, answers: Sequence[Tensor | Answer], policy: Positions) -> Tensor:
         """Rebuild the prompt part column by column; where each column stood, made ones behind all others."""
         place = {c: i for i, c in enumerate(self.alive)}
         gone: set[int] = set()
@@ -231,7 +231,7 @@ def expected_row(
     keys: list[int],
     stages: Sequence[Stage],
     *,
-    policy: PositionPolicy = "original",
+    policy: Positions = "original",
     steps: int = 4,
 ) -> Expected:
     """Greedy decoding of one prompt without padding.
@@ -298,7 +298,7 @@ def expected_rows(
     stages: Sequence[Stage],
     *,
     before: PruningStrategy | None = None,
-    policy: PositionPolicy = "original",
+    policy: Positions = "original",
     steps: int = 4,
 ) -> list[Expected]:
     """`expected_row` for every row of a batch."""
@@ -326,9 +326,9 @@ def check_decoder(
     strategy: PruningStrategy,
     stages: Sequence[Stage],
     *,
-    positions: PositionPolicy | None,
+    positions: Positions | None,
     before: PruningStrategy | None = None,
-    policy: PositionPolicy = "original",
+    policy: Positions = "original",
     steps: int = 4,
     tolerance: float = 1e-5,
     absolute: bool = False,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tests.models.decoder_oracle import Stage, View
 from tokenprune import PruningStrategy, prune
+from tokenprune.core.places import Positions
 from tokenprune.models import Record, adapter_for
-from tokenprune.strategy import PositionPolicy
 from tokenprune.testing import reference_logits
 from tokenprune.testing.reference import Forward, additive
 from tokenprune.testing.tiny_families import tiny_families, tiny_model
@@ -220,7 +220,7 @@ def check_family(
     attention: str,
     inputs: dict[str, Tensor],
     strategy: PruningStrategy,
-    positions: PositionPolicy,
+    positions: Positions,
     **settings: Any,
 ) -> Record:
     """Greedy generate and a forward under pruning equal the reference: logits of every step, tokens."""
@@ -261,10 +261,10 @@ def check_inside(
     inputs: dict[str, Tensor],
     strategy: PruningStrategy,
     stages: Sequence[Stage],
-    positions: PositionPolicy | None,
+    positions: Positions | None,
     *,
     before: PruningStrategy | None = None,
-    policy: PositionPolicy = "original",
+    policy: Positions = "original",
     **settings: Any,
 ) -> Record:
     """The same with stages inside the decoder: also kept indices and tokens that enter each layer."""
@@ -307,7 +307,7 @@ def _generate(model: Any, inputs: dict[str, Tensor], **settings: Any) -> Any:
 
 @torch.no_grad()
 def _staged(
-    dense: Dense, entering: Sequence[Tensor], keys: list[int], stages: Sequence[Stage], policy: PositionPolicy
+    dense: Dense, entering: Sequence[Tensor], keys: list[int], stages: Sequence[Stage], policy: Positions
 ) -> tuple[Tensor, list[Tensor], list[int]]:
     """Logits of every step, kept indices and columns entering each layer, with every step computed from nothing."""
     visual = [i for i, token in enumerate(dense.ids.tolist()) if token in dense.placeholders]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tokenprune import PruningStrategy, Selection, Tokens, prune
 from tokenprune.baselines import GridPool
+from tokenprune.core.places import Positions
 from tokenprune.models import Record
 from tokenprune.models.vision import SIGNALS
-from tokenprune.strategy import PositionPolicy
 from tokenprune.testing.reference import Reference, reference_logits
 from tokenprune.testing.tiny_models import MakeInputs, tiny_llava
 
@@ -111,7 +111,7 @@ def reference_rows(
 
 
 def check_generate(
-    model: Any, inputs: dict[str, Tensor], strategy: PruningStrategy, positions: PositionPolicy, **settings: Any
+    model: Any, inputs: dict[str, Tensor], strategy: PruningStrategy, positions: Positions, **settings: Any
 ) -> Record:
     """Greedy generate under pruning equals the reference in every step's logits, in every row."""
     steps = 4

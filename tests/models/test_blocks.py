@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tests.models.oracle import BATCHES, EVERYTHING, ByContent, InPickOrder, KeepAll, features_of, tiny, traces
 from tokenprune import Selection, prune
+from tokenprune.core.places import Positions
 from tokenprune.models import Adapter, Vision, adapter_for, build_prompt, compact, families, select_tokens
 from tokenprune.models.llava import LlavaAdapter
 from tokenprune.models.prompt import Prompt, Segment
 from tokenprune.models.tap import attention_rows, tap
 from tokenprune.models.vision import SIGNALS, image_keys
-from tokenprune.strategy import PositionPolicy
 from tokenprune.testing import random_image, tiny_llava
 
 
@@ -187,7 +187,7 @@ def naive(prompt: Prompt, selections: list[Selection], policy: str) -> list[list
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), policy=st.sampled_from(["original", "compact"]), ordered=st.booleans())
-def test_cutting_equals_loops(seed: int, policy: PositionPolicy, ordered: bool) -> None:
+def test_cutting_equals_loops(seed: int, policy: Positions, ordered: bool) -> None:
     draw = random.Random(seed)
     length = draw.randint(4, 14)
     rows = draw.randint(1, 3)

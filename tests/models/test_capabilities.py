@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenprune.OLD.tokens import FIELD_NAMES
 
 from tests.models.family_oracle import tiny
 from tokenprune import PruningStrategy, Selection, Tokens, prune
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, families
 from tokenprune.testing import tiny_families
-from tokenprune.tokens import FIELD_NAMES
 
 ALL = tiny_families()
 README = Path(__file__).resolve().parents[2] / "README.md"

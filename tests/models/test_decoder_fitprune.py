@@ -13,9 +13,9 @@ from tests.models.test_decoder_generate import LAYERS, tiny
 from tests.parity import references
 from tokenprune import GreedyRepMax, prune
 from tokenprune.baselines import FastV, FitPrune, FitPruneStage
+from tokenprune.core.places import Positions
 from tokenprune.evaluate.attention_fit import fit_fitprune, read_peaks
 from tokenprune.models import UnsupportedError
-from tokenprune.strategy import PositionPolicy
 
 BATCHES = {**ALL, "two images": ["compare <0> with <4> please", "here is <1> now", "no image at all"]}
 """In one batch an image has no text behind it, which is refused."""
@@ -43,7 +43,7 @@ def fitprune_rule(drop: int) -> Rule:
     return rule
 
 
-def stages_of(drops: tuple[int, ...], policy: PositionPolicy) -> list[Stage]:
+def stages_of(drops: tuple[int, ...], policy: Positions) -> list[Stage]:
     return [Stage(layer, policy, fitprune_rule(drop), within=True) for layer, drop in enumerate(drops) if drop]
 
 
@@ -51,7 +51,7 @@ def stages_of(drops: tuple[int, ...], policy: PositionPolicy) -> list[Stage]:
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "compact"])
 def test_every_step_equals_the_reference(
-    positions: PositionPolicy | None, attention: str, cache: str, batch: str
+    positions: Positions | None, attention: str, cache: str, batch: str
 ) -> None:
     model, make_inputs = tiny(attention)
     drops = (5, 0, 4, 2)

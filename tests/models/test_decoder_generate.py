@@ -11,7 +11,7 @@ from tests.models.decoder_oracle import Attended, InDecoder, Stage, by_content, 
 from tests.models.oracle import BATCHES, ByContent
 from tokenprune import GreedyRepMax, prune
 from tokenprune.baselines import FastV
-from tokenprune.strategy import PositionPolicy
+from tokenprune.core.places import Positions
 from tokenprune.testing.tiny_models import MakeInputs, tiny_llava
 
 LAYERS = 4
@@ -32,7 +32,7 @@ def number(key: int, left: int) -> int:
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_every_step_equals_the_reference(attention: str, positions: PositionPolicy, batch: str, cache: str) -> None:
+def test_every_step_equals_the_reference(attention: str, positions: Positions, batch: str, cache: str) -> None:
     model, make_inputs = tiny(attention)
     inputs = make_inputs(BATCHES[batch])
     stages = [Stage(2, positions, most_attended(number))]
@@ -44,7 +44,7 @@ def test_every_step_equals_the_reference(attention: str, positions: PositionPoli
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_two_stages_behind_one_before_the_language_model(attention: str, positions: PositionPolicy, batch: str) -> None:
+def test_two_stages_behind_one_before_the_language_model(attention: str, positions: Positions, batch: str) -> None:
     model, make_inputs = tiny(attention)
     first, second = InDecoder(seed=5, layer=1), Attended(seed=0, layer=3)
     strategy = GreedyRepMax(0.75) >> first >> second
@@ -123,7 +123,7 @@ def test_right_padding_gives_what_left_padding_gives() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_keeping_everything_is_the_plain_model_to_the_last_bit(attention: str, positions: PositionPolicy) -> None:
+def test_keeping_everything_is_the_plain_model_to_the_last_bit(attention: str, positions: Positions) -> None:
     model, make_inputs = tiny(attention)
     for batch in BATCHES.values():
         inputs = make_inputs(batch)

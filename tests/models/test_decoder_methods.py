@@ -11,8 +11,8 @@ from tests.models.oracle import BATCHES
 from tests.models.test_decoder_generate import LAYERS, tiny
 from tokenprune import prune
 from tokenprune.baselines import DART, FastV, GridPool, PyramidDrop, PyramidDropStage
-from tokenprune.strategy import PositionPolicy
-from tokenprune.tokens import Tokens
+from tokenprune.core.places import Positions
+from tokenprune.core.tokens import Tokens
 
 MATRIX = [(attention, cache) for attention in ("sdpa", "eager") for cache in ("dynamic", "static")]
 
@@ -46,7 +46,7 @@ def dart_rule(keep: int, pivot_image: int = 4, pivot_text: int = 4) -> Rule:
 @pytest.mark.parametrize("batch", ["padded", "equal length", "one row", "two images", "side by side"])
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "original"])
-def test_pyramiddrop(positions: PositionPolicy | None, attention: str, cache: str, batch: str) -> None:
+def test_pyramiddrop(positions: Positions | None, attention: str, cache: str, batch: str) -> None:
     model, make_inputs = tiny(attention)
     counts = {1: 10, 2: 6, 3: 4}  # 16 (4 / 16)^(1/3) = 10.08, 16 (4 / 16)^(2/3) = 6.35
     stages = [

@@ -14,8 +14,8 @@ from tests.models.test_decoder_generate import LAYERS, tiny
 from tests.parity import references
 from tokenprune import prune
 from tokenprune.baselines import MustDrop, MustDropStage
+from tokenprune.core.places import Positions
 from tokenprune.models.vision import image_keys
-from tokenprune.strategy import PositionPolicy
 
 # Each value once; the full product is run by `make test-matrix`.
 MATRIX = [
@@ -60,7 +60,7 @@ def mustdrop_rule(global_thr: float, individual_thr: float, key_share: float) ->
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "original"])
 def test_every_step_equals_the_reference(
-    positions: PositionPolicy | None, attention: str, cache: str, batch: str
+    positions: Positions | None, attention: str, cache: str, batch: str
 ) -> None:
     model, make_inputs = tiny(attention)
     numbers: dict[str, Any] = {"global_thr": 0.06, "individual_thr": 0.08, "key_share": 0.1}

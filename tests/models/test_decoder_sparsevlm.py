@@ -13,8 +13,8 @@ from tests.models.test_decoder_generate import LAYERS, number, tiny
 from tests.parity import references
 from tokenprune import Selection, Tokens, prune
 from tokenprune.baselines import DART, FastV, FitPruneStage, Random, SparseVLM, SparseVLMStage
+from tokenprune.core.places import Positions
 from tokenprune.models import UnsupportedError
-from tokenprune.strategy import PositionPolicy
 
 # Each value once; the full product is run by `make test-matrix`.
 MATRIX = [
@@ -47,7 +47,7 @@ def sparsevlm_rule(keep: int) -> Rule:
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "original"])
 def test_every_step_equals_the_reference(
-    positions: PositionPolicy | None, attention: str, cache: str, batch: str
+    positions: Positions | None, attention: str, cache: str, batch: str
 ) -> None:
     model, make_inputs = tiny(attention)
     keeps = (12, 9, 5)
@@ -97,7 +97,7 @@ def sketch_rule(view: View) -> list[Answer]:
 @pytest.mark.parametrize("batch", ALL)
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_different_numbers_of_new_tokens(attention: str, cache: str, batch: str, positions: PositionPolicy) -> None:
+def test_different_numbers_of_new_tokens(attention: str, cache: str, batch: str, positions: Positions) -> None:
     model, make_inputs = tiny(attention)
     inputs = make_inputs(ALL[batch])
     strategy = Sketch(layer=1) >> Sketch(layer=2) >> FastV(4, layer=3)

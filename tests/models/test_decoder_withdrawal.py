@@ -9,9 +9,9 @@ from tests.models.oracle import BATCHES, ByContent
 from tests.models.test_decoder_generate import LAYERS, tiny
 from tokenprune import GreedyRepMax, PruningStrategy, Tokens, prune
 from tokenprune.baselines import VTW, FastV, GridPool
+from tokenprune.core.places import Positions
 from tokenprune.evaluate.withdrawal import find_withdrawal_layer, withdrawal_divergences
 from tokenprune.models import UnsupportedError
-from tokenprune.strategy import PositionPolicy
 
 # Each value once; the full product is run by `make test-matrix`.
 MATRIX = [
@@ -30,7 +30,7 @@ def nothing(view: View) -> list[Tensor]:
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "compact"])
 def test_every_step_equals_the_reference(
-    positions: PositionPolicy | None, attention: str, cache: str, batch: str
+    positions: Positions | None, attention: str, cache: str, batch: str
 ) -> None:
     model, make_inputs = tiny(attention)
     stages = [Stage(2, positions or "original", nothing)]

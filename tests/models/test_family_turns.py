@@ -9,9 +9,9 @@ from torch import Tensor
 from tests.models.family_oracle import FAMILIES, Dense, tiny
 from tests.models.oracle import ByContent
 from tokenprune import prune
+from tokenprune.core.places import Positions
 from tokenprune.evaluate.doctor import longer
 from tokenprune.models import Record, UnsupportedError, adapter_for
-from tokenprune.strategy import PositionPolicy
 from tokenprune.testing import reference_logits
 from tokenprune.testing.tiny_models import EOS
 
@@ -93,7 +93,7 @@ def kept_of(record: Record, call: int, rows: int) -> list[list[Tensor]]:
 
 
 def talk(
-    family: str, prompts: list[str], more: list[str], positions: PositionPolicy, attention: str, cut: int = 0
+    family: str, prompts: list[str], more: list[str], positions: Positions, attention: str, cut: int = 0
 ) -> list[list[Tensor]]:
     """Three turns, the last with words only and without pixels; what is kept of the images of each row."""
     model, make_inputs = tiny(family, attention)
@@ -142,7 +142,7 @@ def test_two_more_turns(family: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_a_sliding_window_goes_with_a_cache_without_gaps(positions: PositionPolicy) -> None:
+def test_a_sliding_window_goes_with_a_cache_without_gaps(positions: Positions) -> None:
     """Masked slots between what is used would count for the window."""
     talk("gemma3", FIRST[1:2], WORDS[1:2], positions, "sdpa")
     talk("gemma3", FIRST[:1] * 2, WORDS[:1] * 2, positions, "eager")

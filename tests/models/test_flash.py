@@ -13,7 +13,7 @@ from tests.models.oracle import BATCHES, ByContent, reference_rows, tiny, traces
 from tests.models.test_turns import LATER, SETTINGS, check_turn, images_of, kept_of, say
 from tokenprune import PruningStrategy, prune
 from tokenprune.baselines import FasterVLM, FastV, PyramidDropStage, VisPruner
-from tokenprune.strategy import PositionPolicy
+from tokenprune.core.places import Positions
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def kernels() -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_before_the_language_model(kernels: dict[str, int], batch: str, positions: PositionPolicy, cache: str) -> None:
+def test_before_the_language_model(kernels: dict[str, int], batch: str, positions: Positions, cache: str) -> None:
     model, make_inputs = flash_tiny()
     inputs = make_inputs(BATCHES[batch])
     settings = {**SETTINGS, "max_new_tokens": 4}
@@ -45,7 +45,7 @@ def test_before_the_language_model(kernels: dict[str, int], batch: str, position
 
 @pytest.mark.parametrize("batch", ["padded", "equal length", "one row", "two images"])
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_inside_the_decoder(kernels: dict[str, int], batch: str, positions: PositionPolicy) -> None:
+def test_inside_the_decoder(kernels: dict[str, int], batch: str, positions: Positions) -> None:
     model, make_inputs = flash_tiny(4)
     counted = most_attended(lambda key, left: 3 + key % 9)
     stages = [Stage(2, positions, counted)]
@@ -74,7 +74,7 @@ def test_signals_are_read_while_flash_stays_on(kernels: dict[str, int], strategy
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_a_new_image_on_a_kept_cache(kernels: dict[str, int], positions: PositionPolicy, rows: int) -> None:
+def test_a_new_image_on_a_kept_cache(kernels: dict[str, int], positions: Positions, rows: int) -> None:
     """One row with gaps in its positions on a filled cache: transformers would take key lengths from queries."""
     model, make_inputs = flash_tiny()
     plain, _ = tiny()

@@ -8,14 +8,14 @@ import torch
 from tests.models.oracle import BATCHES, ByContent, InPickOrder, check_generate, tiny
 from tokenprune import MIAlignment, PruningStrategy, TrimTokenator
 from tokenprune.baselines import GridPool, Random, UniformGrid
-from tokenprune.strategy import PositionPolicy
+from tokenprune.core.places import Positions
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_every_step_equals_the_reference(attention: str, positions: PositionPolicy, batch: str, cache: str) -> None:
+def test_every_step_equals_the_reference(attention: str, positions: Positions, batch: str, cache: str) -> None:
     model, make_inputs = tiny(attention)
     inputs = make_inputs(BATCHES[batch])
     record = check_generate(model, inputs, ByContent(), positions, cache_implementation=cache)
@@ -38,13 +38,13 @@ def test_every_step_equals_the_reference(attention: str, positions: PositionPoli
     ids=repr,
 )
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_strategies_that_merge_reorder_or_chain(strategy: PruningStrategy, positions: PositionPolicy) -> None:
+def test_strategies_that_merge_reorder_or_chain(strategy: PruningStrategy, positions: Positions) -> None:
     model, make_inputs = tiny()
     check_generate(model, make_inputs(BATCHES["two images"]), strategy, positions)
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_right_padding_gives_what_left_padding_gives(positions: PositionPolicy) -> None:
+def test_right_padding_gives_what_left_padding_gives(positions: Positions) -> None:
     model, make_inputs = tiny()
     left = check_generate(model, make_inputs(BATCHES["padded"]), ByContent(), positions)
     right = check_generate(model, make_inputs(BATCHES["padded"], padding_side="right"), ByContent(), positions)

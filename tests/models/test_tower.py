@@ -13,14 +13,14 @@ from tests.models.tower_oracle import Merged, merged_image, tower_llava
 from tokenprune import GreedyRepMax, PruningStrategy, Selection, Tokens, prune
 from tokenprune.baselines import FasterVLM, FastV, GridPool, Random, ToMe
 from tokenprune.baselines.fastervlm import fastervlm
+from tokenprune.core.merging import Merging
+from tokenprune.core.places import Positions
 from tokenprune.models import Record, UnsupportedError, adapter_for, build_prompt, prune_inputs, select_tokens
 from tokenprune.models.clip import see
 from tokenprune.models.tower import encode_merged
-from tokenprune.strategy import PositionPolicy
 from tokenprune.testing import random_tokens
 from tokenprune.testing.reference import reference_logits
 from tokenprune.testing.tiny_families import tiny_families, tiny_model
-from tokenprune.tower import TowerStrategy
 
 USED = {"clip": 4, "siglip": 5}
 """Layers up to the one whose output the projector gets."""
@@ -67,7 +67,7 @@ def check(
     model: Any,
     inputs: dict[str, Tensor],
     strategy: PruningStrategy,
-    positions: PositionPolicy,
+    positions: Positions,
     wanted: list[Merged],
     kept: Callable[[int, Merged], list[int]] = lambda _, merged: merged.places,
 ) -> Record:
@@ -95,7 +95,7 @@ def check(
 @pytest.mark.parametrize("batch", ["padded", "two images", "one row", "side by side"])
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_every_step_equals_the_loop(kind: str, positions: PositionPolicy, batch: str) -> None:
+def test_every_step_equals_the_loop(kind: str, positions: Positions, batch: str) -> None:
     model, make_inputs = tower_llava(kind)
     inputs, strategy = make_inputs(BATCHES[batch]), ToMe(6)
     wanted = expected(kind, strategy, inputs["pixel_values"])
@@ -162,7 +162,7 @@ def test_merging_nothing_is_the_plain_model_to_the_last_bit() -> None:
 
 
 @dataclass(frozen=True, repr=False)
-class Uneven(TowerStrategy):
+class Uneven(Merging):
     """Merges in pairs behind the first layer: as many pairs as the image's own content says."""
 
     name: ClassVar[str] = "uneven"

@@ -12,9 +12,9 @@ from transformers import DynamicCache, StaticCache
 from tests.models.oracle import ByContent, features_of, tiny
 from tokenprune import MIAlignment, PruningStrategy, Selection, Tokens, prune
 from tokenprune.baselines import FastV, GridPool
+from tokenprune.core.places import Positions
 from tokenprune.models import Record, UnsupportedError
 from tokenprune.models.cache_state import unlock
-from tokenprune.strategy import PositionPolicy
 from tokenprune.testing import reference_logits, tiny_model
 
 STEPS = 3
@@ -82,7 +82,7 @@ def images_of(make_inputs: Any, *prompts: str) -> Tensor:
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_later_turns_on_a_kept_cache(attention: str, positions: PositionPolicy, kind: str) -> None:
+def test_later_turns_on_a_kept_cache(attention: str, positions: Positions, kind: str) -> None:
     """Three turns; rows of different length, different numbers of kept tokens, and a new image in one of them."""
     model, make_inputs = tiny(attention)
     cache = (

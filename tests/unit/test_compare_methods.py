@@ -1,8 +1,8 @@
 """The comparison of all methods: nothing registered is left out without a reason."""
 
 from benchmarks.compare_methods import in_decoder, methods
+from tokenprune.core.registry import builtin_strategies
 from tokenprune.evaluate.methods import CONTROLS
-from tokenprune.registry import builtin_strategies
 
 
 def test_every_method_is_compared_or_left_out_with_a_reason() -> None:

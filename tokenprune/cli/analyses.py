@@ -17,8 +17,8 @@ from tokenprune.analysis import (
 from tokenprune.analysis.cross_scoring import OBJECTIVES
 from tokenprune.analysis.intervals import show
 from tokenprune.cli.outcome import COLOURS, Outcome, Table, long_rows, means_table, new_figure, numbers
-from tokenprune.parsing import parse
-from tokenprune.strategy import PruningStrategy
+from tokenprune.core.strategy import PruningStrategy
+from tokenprune.core.text import parse
 
 Images = Iterator[AnalysedImage]
 Strategies = Sequence[PruningStrategy]

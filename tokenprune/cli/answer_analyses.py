@@ -8,12 +8,11 @@ from typing import Any
 from tokenprune.analysis import DamageReport, TurnsReport, analyse_damage, analyse_turns
 from tokenprune.baselines import GridPool
 from tokenprune.cli.outcome import COLOURS, Outcome, Table, long_rows, means_table, new_figure
+from tokenprune.core.strategy import Pipeline, PruningStrategy
+from tokenprune.core.text import parse
 from tokenprune.evaluate.batches import PictureNames
 from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.samples import Sample
-from tokenprune.parsing import parse
-from tokenprune.pipeline import Pipeline
-from tokenprune.strategy import PruningStrategy
 
 SECOND = (
     "greedy_repmax",

@@ -6,7 +6,7 @@ from itertools import chain
 from tokenprune.analysis.cases import Case, Told, case_slide, most_changed, study_cases
 from tokenprune.cli.answer_analyses import Request
 from tokenprune.cli.outcome import Outcome
-from tokenprune.parsing import parse
+from tokenprune.core.text import parse
 
 DEFAULT_STRATEGIES = ("random", "uniform_grid", "greedy_repmax", "trim_tokenator", "divprune", "fastv")
 

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.cli.options import make_console
-from tokenprune.tokens import Tokens
+from tokenprune.core.budget import Keep, check_keep, keep_count
+from tokenprune.core.tokens import Tokens
 
 if TYPE_CHECKING:
     from tokenprune.evaluate.methods import Method

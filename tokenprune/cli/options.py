@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tokenprune.evaluate.loading import LoadedModel
-    from tokenprune.strategy import PositionPolicy
+    from tokenprune.strategy import Positions
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) -> None:
@@ -64,7 +64,7 @@ def load_model(args: argparse.Namespace) -> "LoadedModel":
     return load(args.model, device=args.device, dtype=args.dtype, attention=args.attn, clip=args.clip)
 
 
-def position_policy(args: argparse.Namespace) -> "PositionPolicy | None":
+def position_policy(args: argparse.Namespace) -> "Positions | None":
     """The position policy, None for each strategy's own."""
     return None if args.positions == "default" else args.positions
 

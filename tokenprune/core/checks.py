@@ -1,7 +1,7 @@
 """What is checked of every input, every answer, and the order of stages; knows no strategy."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -115,6 +115,7 @@ def check_rows(owner: str, ascending: bool, batch: Sequence[Tokens], choices: Se
             raise RuntimeError(f"{owner}: indices must be {what} in [0, {tokens.n}), got {kept[:12]}")
 
 
+@runtime_checkable
 class _Stage(Protocol):
     """The attributes of a stage that matter for its neighbours."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from tokenprune.core.signals import TOWER_SIZE
 from tokenprune.core.tokens import Tokens
 
 
+@runtime_checkable
 class Runnable(Protocol):
     """The parts of `Stage`, whose module is above this one, that running takes."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ REQUIRED: Any = _Required()
 _by_name: dict[str, "Signal"] = {}
 
 
+@runtime_checkable
 class Attended(Protocol):
     """One attention module at work, as one image sees it: what signals of the tower and the decoder are computed from.
 
@@ -49,6 +50,7 @@ class Attended(Protocol):
         """Attention from the given slots to the image: softmax over all that they see, in float32."""
 
 
+@runtime_checkable
 class States(Protocol):
     """Output of the decoder layer before a stage, as one image sees it.
 
@@ -69,6 +71,7 @@ class States(Protocol):
         """The output after the language model's final norm."""
 
 
+@runtime_checkable
 class Entered(Protocol):
     """What entered the language model, as one image sees it.
 
@@ -81,6 +84,21 @@ class Entered(Protocol):
     text: Float[Tensor, "t d"]
 
 
+@runtime_checkable
+class TowerRows(Protocol):
+    """The vision tower's rows that the projector gets, as one image sees them.
+
+    Attributes:
+        image: int64 (n,), rows of the image's tokens.
+        last: int64 (1,), row of the CLS token.
+        states: float (k, c), the rows.
+    """
+
+    image: Int[Tensor, " n"]
+    last: Int[Tensor, " 1"]
+    states: Float[Tensor, "k c"]
+
+
 @dataclass(frozen=True)
 class FromTower:
     """Read an attention module of the vision tower.
@@ -89,10 +107,25 @@ class FromTower:
         layer: "used" for the layer whose output the model uses (LLaVA-1.5: the last but one), or a number; negative
             numbers count from the end.
         read: from the module at work to the value for one image.
+        cls: True when it is about the CLS token, which not every tower has.
     """
 
     layer: int | Literal["used"]
     read: Callable[[Attended], Tensor]
+    cls: bool = False
+
+
+@dataclass(frozen=True)
+class FromProjector:
+    """Read what the projector gets from the vision tower.
+
+    Args:
+        read: from those rows to the value for one image.
+        cls: True when it is about the CLS token, which not every tower has.
+    """
+
+    read: Callable[[TowerRows], Tensor]
+    cls: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +164,7 @@ class FromInputs:
     read: Callable[[Entered], Tensor]
 
 
-Source: TypeAlias = FromTower | FromDecoder | FromStates | FromInputs
+Source: TypeAlias = FromTower | FromProjector | FromDecoder | FromStates | FromInputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,9 +309,9 @@ tokens and show nothing (newlines) have -1."""
 TILE_GRID = Signal("tile_grid", "", default=None, check=_pair, example=lambda n, seed: (1, 2))
 """(rows, columns) of the tiles 1, 2, ..."""
 
-CLS_ATTENTION = Signal("cls_attention", "_ n", FromTower("used", lambda seen: seen.rows(seen.last)[:, 0]), merged="sum")
+CLS_ATTENTION = Signal("cls_attention", "_ n", FromTower("used", lambda seen: seen.rows(seen.last)[:, 0], cls=True), merged="sum")
 """Attention of the vision tower's CLS token (or mean query) to the visual tokens."""
-VISION_STATES = Signal("vision_states", "n c")
+VISION_STATES = Signal("vision_states", "n c", FromProjector(lambda seen: seen.states[seen.image]))
 """Hidden states of the vision tower that the projector gets."""
 VISION_KEYS = Signal("vision_keys", "n _", FromTower("used", lambda seen: seen.keys.mean(0)[seen.image]))
 """Attention keys of the vision tower, averaged over heads."""

@@ -1,7 +1,7 @@
 """What is checked when `Tokens` are made: kinds, shapes, devices, and places in the image."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from tokenprune.core.signals import FIELDS, QUESTION, TEXT, TILES, Signal
 _WIDE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
+@runtime_checkable
 class _Bundle(Protocol):
     """The attributes of `Tokens`, whose module is above this one."""
 

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tokenprune.core.places import Positions
+from tokenprune.core.selection import Selection
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.batches import PictureNames, processed
 from tokenprune.evaluate.decode import answer_lengths
 from tokenprune.evaluate.loading import LoadedModel, on_device
@@ -21,8 +24,7 @@ from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import make_plan
 from tokenprune.models.pruning import Pruned
 from tokenprune.models.select import place_strategy
-from tokenprune.strategy import PositionPolicy, PruningStrategy
-from tokenprune.tokens import FIELD_NAMES, Selection
+from tokenprune.OLD.tokens import FIELD_NAMES
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -119,7 +121,7 @@ def answer(
     strategy: PruningStrategy | None = None,
     *,
     selections: Sequence[Selection] | None = None,
-    positions: PositionPolicy | None = None,
+    positions: Positions | None = None,
     max_new_tokens: int = 16,
 ) -> list[Answer]:
     """Greedy answers to a batch.

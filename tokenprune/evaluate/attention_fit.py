@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tokenprune.baselines.fitprune import FitPrune, fitprune_fit
+from tokenprune.core.selection import Selection
+from tokenprune.core.strategy import Pipeline, PruningStrategy
+from tokenprune.core.tokens import Tokens
 from tokenprune.models import adapter_for, prune
-from tokenprune.pipeline import Pipeline
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection, Tokens
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tokenprune.baselines.layer_budget import keep_for_layer_average
-from tokenprune.budget import Keep, check_keep, keep_count
+from tokenprune.core.budget import Keep, check_keep, keep_count
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.methods import Method, show_budget
-from tokenprune.strategy import PruningStrategy
 
 DENSE = "dense"
 """Label of the unpruned model."""

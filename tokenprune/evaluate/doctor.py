@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.baselines import FastV
-from tokenprune.budget import keep_count
+from tokenprune.core.budget import keep_count
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.models import Record, UnsupportedError, adapter_for, prune
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.prompt import is_placeholder
 from tokenprune.repmax import GreedyRepMax
-from tokenprune.strategy import PruningStrategy
 
 Status = Literal["ok", "failed", "unsupported"]
 Inputs = Mapping[str, Any]

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tokenprune.strategy import PruningStrategy
+from tokenprune.core.strategy import PruningStrategy
 
 _REPORTED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pillow", "scikit-learn", "pyarrow", "matplotlib")
 

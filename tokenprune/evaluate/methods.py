@@ -4,10 +4,10 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
-from tokenprune.budget import Keep, check_keep
-from tokenprune.parsing import parse
-from tokenprune.registry import find_strategy
-from tokenprune.strategy import PruningStrategy
+from tokenprune.core.budget import Keep, check_keep
+from tokenprune.core.registry import find_strategy
+from tokenprune.core.strategy import PruningStrategy
+from tokenprune.core.text import parse
 
 CONTROLS = ("random", "uniform_grid", "grid_pool")
 """Rows that every comparison carries: a method that cannot beat them has not shown anything."""

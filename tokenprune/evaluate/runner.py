@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from tokenprune.core.merging import Merging
+from tokenprune.core.places import Positions
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.batches import Batch, PictureNames, make_batches, processed
 from tokenprune.evaluate.cells import Cell
 from tokenprune.evaluate.cost.stages import run_stages
@@ -19,9 +22,7 @@ from tokenprune.models.clock import now
 from tokenprune.models.plan import make_plan
 from tokenprune.models.select import fit_strategy
 from tokenprune.models.vision import Vision
-from tokenprune.strategy import PositionPolicy, PruningStrategy
-from tokenprune.tokens import FIELD_NAMES
-from tokenprune.tower import TowerStrategy
+from tokenprune.OLD.tokens import FIELD_NAMES
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Runner:
     samples: Sequence[Sample]
     batch_size: int = 16
     max_new_tokens: int = 16
-    positions: PositionPolicy | None = None
+    positions: Positions | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
     names: PictureNames = field(default_factory=PictureNames)
 
@@ -150,7 +151,7 @@ class Runner:
         seconds = {"selection": ran.selection, "prefill": ran.prefill, "decode": ran.decode}
         return records, seconds if seeing is None else {"vision": seeing, **seconds}
 
-    def _policy(self, strategy: PruningStrategy | None) -> PositionPolicy:
+    def _policy(self, strategy: PruningStrategy | None) -> Positions:
         return self.positions or ("compact" if strategy is None else strategy.positions)
 
     def _ids(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -169,7 +170,7 @@ class Runner:
 
         return self.cache.get(batch.pictures if self.adapter.images_apart else batch.encodings, encode)
 
-    def _merged(self, batch: Batch, tower: TowerStrategy) -> tuple[Vision, float]:
+    def _merged(self, batch: Batch, tower: Merging) -> tuple[Vision, float]:
         """Features of a strategy inside the tower, and the seconds that they took: nobody else can use them."""
         inputs, images = processed(self.loaded.processor, batch.samples), len(batch.pictures)
         start = now(self.device)
@@ -178,7 +179,7 @@ class Runner:
 
     @torch.no_grad()
     def _encode(
-        self, inputs: Mapping[str, Any], images: int, places: Sequence[int], tower: TowerStrategy | None = None
+        self, inputs: Mapping[str, Any], images: int, places: Sequence[int], tower: Merging | None = None
     ) -> Vision:
         if self.adapter.images_apart:
             taken = take_images(inputs, self.adapter.modality_keys, images, places)

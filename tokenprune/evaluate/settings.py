@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 import torch
 
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
+from tokenprune.core.fields import check_choice
+from tokenprune.core.places import Positions
 from tokenprune.evaluate.cells import Cell, make_cells
 from tokenprune.evaluate.environment import device_name, foreign_sources, package_versions, source_digest
 from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.methods import CONTROLS, DEFAULT_BUDGETS, DEFAULT_METHODS, Method
 from tokenprune.evaluate.metrics import METRIC
 from tokenprune.evaluate.samples import Sample, samples_digest
-from tokenprune.strategy import PositionPolicy, check_choice
 
 DEFAULT_BATCH_SIZE = 16
 DEFAULT_SEEDS = 5
@@ -53,7 +54,7 @@ class Settings:
     seeds: tuple[int, ...] = tuple(range(DEFAULT_SEEDS))
     batch_size: int = DEFAULT_BATCH_SIZE
     max_new_tokens: int = 16
-    positions: PositionPolicy | None = None
+    positions: Positions | None = None
     budget: Budget = "kept"
     cells: tuple[Cell, ...] = field(init=False, repr=False, compare=False, default=())
 

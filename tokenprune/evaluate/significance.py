@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import permutation_test
 
+from tokenprune.core.fields import check_choice
 from tokenprune.evaluate.extras import need
 from tokenprune.evaluate.statistics import RESAMPLES
-from tokenprune.strategy import check_choice
 
 Correction = Literal["holm", "bonferroni", "fdr_bh", "fdr_by"]
 

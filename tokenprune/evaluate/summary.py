@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
 from tokenprune.evaluate.cells import DENSE, Cell
 from tokenprune.evaluate.contract import text_source
 from tokenprune.evaluate.cost.timing import Spread, spread

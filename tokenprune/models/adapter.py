@@ -8,14 +8,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tokenprune.core.signals import (
+    GRID,
+    IMAGE_KEY,
+    PROMPT_NUMBER,
+    QUESTION,
+    TEXT,
+    WHOLE_IMAGE,
+    FromDecoder,
+    FromInputs,
+    FromStates,
+    Signal,
+    declared,
+)
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.vision import Grid, Vision
-from tokenprune.tokens import DECODER_SIGNALS
 
 if TYPE_CHECKING:
     from tokenprune.models.clip import Clip
 
-NO_SIGNALS: frozenset[str] = frozenset()
+NO_SIGNALS: frozenset[Signal] = frozenset()
 
 
 class TowerUse(NamedTuple):
@@ -49,15 +61,14 @@ class Adapter(ABC):
             and `position_embeddings` by name and whose masks are plain causal ones, with `rotary_emb` and `norm` beside
             `layers`; "tower" for towers of CLIP's or SigLIP's layers behind which every token goes its own way: a
             projector that works on the raster of patches cannot take merged ones.
-        reasons: for sites, fields of `Tokens`, "video", "kept cache" and "new images on a kept cache" that the family
+        reasons: for sites, names of signals, "video", "kept cache" and "new images on a kept cache" that the family
             does not support, why.
         first_position: position of the first column in a plain forward; in `generate` it is 0.
         images_apart: whether each argument in `modality_keys` that is a tensor has one entry per image, so that some of
             a batch's images can be encoded without the others and without their prompts.
         counting_axes: for positions with several axes, how many of them in front only count columns and do not feed the
             rotary embedding.
-        decoder_signals: fields of `Tokens` that stages inside the language model can get besides.
-        signals: fields of `Tokens` that it can supply beside `visual`.
+        known: signals without a source that it supplies.
         model: the whole model, with `generate`.
         clip: a CLIP model beside it, when the caller gave one.
     """
@@ -71,7 +82,7 @@ class Adapter(ABC):
     first_position: ClassVar[int] = 0
     images_apart: ClassVar[bool] = False
     counting_axes: ClassVar[int] = 0
-    decoder_signals: ClassVar[frozenset[str]] = frozenset(DECODER_SIGNALS)
+    known: ClassVar[frozenset[Signal]] = frozenset({TEXT, QUESTION, GRID, WHOLE_IMAGE, IMAGE_KEY, PROMPT_NUMBER})
 
     clip: "Clip | None" = None
 
@@ -130,10 +141,24 @@ class Adapter(ABC):
         """Ids of the placeholders that image tokens replace."""
         return frozenset({int(self.model.config.image_token_id)})
 
+    def reads(self, signal: Signal) -> bool:
+        """Tell whether `encode` can read a signal on the vision side."""
+        return False
+
+    def why_not(self, signal: Signal) -> str | None:
+        """Say why the model cannot supply a signal, as the end of a sentence, which may be empty; None when it can."""
+        if isinstance(signal.source, FromDecoder | FromStates | FromInputs):
+            fits = "decoder" in self.sites
+        else:
+            fits = signal in self.known or self.reads(signal)
+        return None if fits else self.because(signal.name)
+
     @property
     def signals(self) -> frozenset[str]:
-        """Fields of `Tokens` beside `visual` that `encode` and the prompt can supply for this model."""
-        return frozenset({"text", "question", "grid", "key"})
+        """Names of declared signals that it supplies before its language model."""
+        inside = FromDecoder | FromStates | FromInputs
+        mine = (signal for signal in declared() if not isinstance(signal.source, inside) and signal is not WHOLE_IMAGE)
+        return frozenset(signal.name for signal in mine if self.why_not(signal) is None)
 
     def has_visual(self, call: Mapping[str, Any]) -> bool:
         """Whether a call of the model brings images or videos.
@@ -153,13 +178,12 @@ class Adapter(ABC):
         return f", because {self.reasons[name]}" if name in self.reasons else ""
 
     @abstractmethod
-    def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
+    def encode(self, inputs: Mapping[str, Any], want: Collection[Signal] = NO_SIGNALS) -> Vision:
         """Run the vision tower and the projector once.
 
         Args:
             inputs: what the caller gave the model, including the modality arguments.
-            want: names of `Tokens` fields to supply beside the features; names that do not come from the vision side
-                are ignored.
+            want: signals to supply beside the features; those that do not come from the vision side are ignored.
 
         Returns:
             Projected tokens, flat in placeholder order, and the wanted signals.

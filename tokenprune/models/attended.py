@@ -1,65 +1,80 @@
-"""One attention module at work, seen image by image: what signals of the decoder are computed from."""
+"""Attention modules, layer outputs and inputs of a model, seen image by image: what signals are computed from."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokenprune.core.signals import FromDecoder, Signal
+from tokenprune.core.signals import FromDecoder, FromProjector, FromTower, Signal
+from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.layout import Layout
 from tokenprune.models.tap import Reader, attention_rows
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Module:
-    """Queries and keys of one call of an attention module, for all prompts of a batch.
+    """Queries and keys of one call of an attention module, for all rows of a batch.
 
-    Letters: b prompts, h query heads, g key heads, k slots, e width of a head.
+    Letters: b rows (prompts, or images of a tower), h query heads, g key heads, k slots, e width of a head.
 
-    Args:
+    Attributes:
         query: float (b, h, k, e), after rotary embedding.
         key: float (b, g, k, e), likewise, before grouped keys are repeated.
         scaling: factor on the inner products.
-        mask: bool (b, k), False on padding.
-        blocks: int64 (b, k), slots of equal numbers from 0 on see each other, also what comes after; None where every
-            slot sees what comes before it.
+        last: the slot whose row of attention is shared: the prompt's last token, a tower's CLS token.
+        causal: True where a slot sees what comes before it, False where it sees everything.
+        mask: bool (b, k), False on padding; None for no padding.
+        blocks: int64 (b, k), slots of equal numbers from 0 on see each other, also what comes after.
     """
 
-    def __init__(
-        self,
-        query: Float[Tensor, "b h k e"],
-        key: Float[Tensor, "b g k e"],
-        scaling: float,
-        mask: Bool[Tensor, "b k"],
-        blocks: Int[Tensor, "b k"] | None = None,
-    ) -> None:
-        self.query = query
-        self.key = key
-        self.scaling = scaling
-        self.mask = mask
-        self.blocks = blocks
+    query: Float[Tensor, "b h k e"]
+    key: Float[Tensor, "b g k e"]
+    scaling: float
+    last: Int[Tensor, " 1"]
+    causal: bool
+    mask: Bool[Tensor, "b k"] | None = None
+    blocks: Int[Tensor, "b k"] | None = None
 
     @cached_property
     def last_rows(self) -> Float[Tensor, "b h k"]:
-        """Attention of every prompt's last token to all slots, computed for the whole batch at once."""
-        return attention_rows(self.query[:, :, -1:], self.key, self.scaling, self.mask)[:, :, 0]
+        """Attention from the slot `last` to all slots, computed for the whole batch at once."""
+        return attention_rows(self.query[:, :, self.last], self.key, self.scaling, self.mask)[:, :, 0]
 
-    def image(self, row: int, image: Int[Tensor, " n"], text: Int[Tensor, " t"]) -> "ImageAttention":
-        """One image's view: it is in prompt `row`, at slots `image`, with its text at slots `text`."""
-        return ImageAttention(self, row, image, text)
+    def visible(self, row: int, of: Int[Tensor, " q"]) -> Bool[Tensor, "1 q k"] | None:
+        """What the given slots of a row see; None for everything."""
+        if not self.causal:
+            return None
+        seen = torch.arange(self.key.shape[2], device=of.device) <= of[:, None]  # (q, k)
+        if self.blocks is not None:
+            block = self.blocks[row]
+            seen = seen | ((block == block[of][:, None]) & (block >= 0))
+        return (seen if self.mask is None else seen & self.mask[row])[None]
 
 
 class ImageAttention:
-    """`core.signals.Attended` for one image in the language model."""
+    """`core.signals.Attended` for one image.
 
-    def __init__(self, module: Module, row: int, image: Int[Tensor, " n"], text: Int[Tensor, " t"]) -> None:
+    Args:
+        module: the module at work.
+        row: the batch's row that the image is in.
+        image: int64 (n,), slots of its tokens.
+        text: int64 (t,), slots of the text after it.
+        place: which image it is, for errors.
+    """
+
+    def __init__(
+        self, module: Module, row: int, image: Int[Tensor, " n"], text: Int[Tensor, " t"], place: str = ""
+    ) -> None:
         self.module = module
         self.row = row
         self.image = image
         self.text = text
-        self.last = torch.tensor([module.query.shape[2] - 1])
+        self.last = module.last
+        self.place = place
         self._rows: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -73,56 +88,175 @@ class ImageAttention:
         return self.module.query[self.row]
 
     def rows(self, of: Int[Tensor, " q"]) -> Float[Tensor, "h q n"]:
-        """Attention from the given slots to the image, softmaxed over all that they see, in float32."""
+        """Attention from the given slots to the image, softmaxed over all that they see, in float32.
+
+        Raises:
+            UnsupportedError: for other slots than the last in a prompt without text after the image.
+        """
+        module, one = self.module, slice(self.row, self.row + 1)
         if of is self.last:  # once for the whole batch: that is what one image alone costs
-            return self.module.last_rows[self.row][:, None, self.image]
+            return module.last_rows[self.row][:, None, self.image]
+        if module.causal and not self.text.shape[0]:
+            raise UnsupportedError(
+                f"prune: {self.place} has no text after it, and a stage inside the decoder chooses by what that text "
+                "attends to; put the question after the image"
+            )
         for slots, found in self._rows:  # two signals may ask for the same rows
             if slots is of:
                 return found
-        module, one = self.module, slice(self.row, self.row + 1)
-        visible = torch.arange(module.key.shape[2], device=of.device) <= of[:, None]  # (q, k)
-        if module.blocks is not None:
-            block = module.blocks[self.row]
-            visible = visible | ((block == block[of][:, None]) & (block >= 0))
-        visible = (visible & module.mask[self.row])[None]
-        found = attention_rows(module.query[one][:, :, of], module.key[one], module.scaling, visible)[0]
-        found = found[..., self.image]  # (h, q, n)
-        self._rows.append((of, found))
-        return found
+        found = attention_rows(
+            module.query[one][:, :, of], module.key[one], module.scaling, module.visible(self.row, of)
+        )
+        self._rows.append((of, found[0][..., self.image]))  # (h, q, n)
+        return self._rows[-1][1]
 
 
-def attention_reader(
-    signals: Sequence[Signal],
-    layout: Layout,
-    texts: Sequence[Int[Tensor, " _"]],
-    copies: int = 1,
-    blocks: Int[Tensor, "b k"] | None = None,
-) -> Reader:
+@dataclass(eq=False)
+class ImageRows:
+    """`core.signals.TowerRows` for one image."""
+
+    image: Int[Tensor, " n"]
+    last: Int[Tensor, " 1"]
+    states: Float[Tensor, "k c"]
+
+
+@dataclass(eq=False)
+class ImageEntered:
+    """`core.signals.Entered` for one image."""
+
+    image: Float[Tensor, "o d"]
+    text: Float[Tensor, "t d"]
+
+
+class LayerOutput:
+    """Output of a decoder layer for all prompts; the final norm runs once, when a signal wants it."""
+
+    def __init__(self, hidden: Float[Tensor, "b k d"], norm: nn.Module) -> None:
+        self.hidden = hidden
+        self.norm = norm
+
+    @cached_property
+    def normed(self) -> Float[Tensor, "b k d"]:
+        """The output after the language model's final norm."""
+        normed: Tensor = self.norm(self.hidden)
+        return normed
+
+
+@dataclass(eq=False)
+class ImageStates:
+    """`core.signals.States` for one image."""
+
+    output: LayerOutput
+    row: int
+    image: Int[Tensor, " n"]
+    text: Int[Tensor, " t"]
+
+    @property
+    def hidden(self) -> Float[Tensor, "k d"]:
+        """The output as it is."""
+        return self.output.hidden[self.row]
+
+    @property
+    def normed(self) -> Float[Tensor, "k d"]:
+        """The output after the language model's final norm."""
+        return self.output.normed[self.row]
+
+
+def text_after(layout: Layout) -> list[Int[Tensor, " _"]]:
+    """For each image the slots of its row's text after it."""
+    found = []
+    for row, slots in zip(layout.rows, layout.slots, strict=True):
+        text = layout.mask[row].clone()  # (k,)
+        for other, taken in zip(layout.rows, layout.slots, strict=True):
+            if other == row:
+                text[taken] = False
+        text[: int(slots[-1])] = False
+        found.append(text.nonzero().flatten())
+    return found
+
+
+def decoder_reader(
+    signals: Sequence[Signal], layout: Layout, copies: int = 1, blocks: Int[Tensor, "b k"] | None = None
+) -> Reader | None:
     """Make a reader for a `tap` on a decoder layer, which gives every image its signals.
 
     Args:
         signals: with a `FromDecoder` source.
         layout: which token is in which slot of the sequences that the layer gets.
-        texts: for each image the slots of the text after it.
         copies: rows per prompt (beams); the first of them is read, so that all share one choice.
         blocks: see `Module`.
 
     Returns:
-        Function from queries, keys and scaling to a dict by signal for each image.
+        Function from queries, keys and scaling to a dict by signal for each image; None when there is no signal.
     """
-    reads: list[tuple[Signal, Callable[[Any], Tensor]]] = [
-        (signal, signal.source.read) for signal in signals if isinstance(signal.source, FromDecoder)
-    ]
+    if not signals:
+        return None
 
     def read(query: Tensor, key: Tensor, scaling: float) -> list[dict[Signal, Tensor]]:
+        length, device = layout.mask.shape[1], key.device
         # A static cache hands over all its slots, also those that nothing has been written to.
-        query, key = query[::copies].detach(), key[::copies, :, : layout.mask.shape[1]].detach()
-        device = key.device
-        module = Module(query, key, scaling, layout.mask.to(device), None if blocks is None else blocks.to(device))
-        views = [
-            module.image(row, slots.to(device), text.to(device))
-            for row, slots, text in zip(layout.rows, layout.slots, texts, strict=True)
-        ]
-        return [{signal: compute(view) for signal, compute in reads} for view in views]
+        module = Module(
+            query=query[::copies].detach(),
+            key=key[::copies, :, :length].detach(),
+            scaling=scaling,
+            last=torch.tensor([query.shape[2] - 1], device=device),
+            causal=True,
+            mask=layout.mask.to(device),
+            blocks=None if blocks is None else blocks.to(device),
+        )
+        found = []
+        for i, (row, slots, text) in enumerate(zip(layout.rows, layout.slots, text_after(layout), strict=True)):
+            place = f"image {layout.rows[:i].count(row)} of prompt {row}"
+            view = ImageAttention(module, row, slots.to(device), text.to(device), place)
+            # A static cache writes on into its slots, so nothing may be a view of them.
+            found.append({signal: _own(_read(signal, FromDecoder)(view), key) for signal in signals})
+        return found
 
     return read
+
+
+def tower_reader(signals: Sequence[Signal], prefix: int) -> Reader:
+    """Make a reader for a `tap` on a vision tower; slot 0 of the tower is taken for the CLS token.
+
+    Args:
+        signals: with a `FromTower` source.
+        prefix: number of leading rows that are no visual tokens (1 for a dropped CLS token).
+
+    Returns:
+        Function from queries, keys and scaling to a list by signal, an entry per image.
+    """
+
+    def read(query: Tensor, key: Tensor, scaling: float) -> dict[Signal, list[Tensor]]:
+        first = torch.zeros(1, dtype=torch.int64, device=key.device)
+        module = Module(query=query, key=key, scaling=scaling, last=first, causal=False)
+        slots = torch.arange(prefix, key.shape[2], device=key.device)
+        views = [ImageAttention(module, row, slots, slots[:0]) for row in range(key.shape[0])]
+        return {signal: [_read(signal, FromTower)(view) for view in views] for signal in signals}
+
+    return read
+
+
+def read_rows(signals: Sequence[Signal], states: Float[Tensor, "b p c"], crop: int) -> dict[Signal, tuple[Tensor, ...]]:
+    """Read what the projector gets from the vision tower.
+
+    Args:
+        signals: with a `FromProjector` source.
+        states: the rows, those included that are cut off before the projector.
+        crop: how many of them are cut off in front; the first of these is the CLS token.
+    """
+    slots = torch.arange(crop, states.shape[1], device=states.device)
+    first = torch.zeros(1, dtype=torch.int64, device=states.device)
+    views = [ImageRows(slots, first, rows) for rows in states]
+    return {signal: tuple(_read(signal, FromProjector)(view) for view in views) for signal in signals}
+
+
+def _read(signal: Signal, kind: type[Any]) -> Callable[[Any], Tensor]:
+    if not isinstance(signal.source, kind):
+        raise TypeError(f"{signal} is not read {kind.__name__}")
+    read: Callable[[Any], Tensor] = signal.source.read
+    return read
+
+
+def _own(value: Tensor, key: Tensor) -> Tensor:
+    shared = value.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+    return value.clone() if shared else value

@@ -11,15 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenprune.core.fields import check_choice
+from tokenprune.core.merging import Merging
+from tokenprune.core.signals import CLIP_TEXT, CLIP_VISUAL, VISION_STATES, Signal
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.tower import encode_merged
 from tokenprune.models.vision import Vision
-from tokenprune.strategy import check_choice
-from tokenprune.tower import TowerStrategy
 
-CLIP_SIGNALS = frozenset({"clip_visual", "clip_text"})
-"""Fields of `Tokens` that need a CLIP model beside the one that is pruned."""
+CLIP_SIGNALS = frozenset({CLIP_VISUAL, CLIP_TEXT})
+"""Signals that need a CLIP model beside the one that is pruned."""
 
 _PARTS = ("vision_model", "text_model", "visual_projection", "text_projection")
 _SHAPE = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
@@ -171,24 +172,22 @@ def question_reader(processor: Any) -> Callable[[Int[Tensor, " l"]], str]:  # no
     return question
 
 
-def see(
-    adapter: Adapter, inputs: Mapping[str, Any], want: Collection[str], tower: TowerStrategy | None = None
-) -> Vision:
+def see(adapter: Adapter, inputs: Mapping[str, Any], want: Collection[Signal], tower: Merging | None = None) -> Vision:
     """`adapter.encode`, with merging inside the tower, and with CLIP's joint space when that is wanted.
 
     Args:
         adapter: the model's adapter.
         inputs: as for `Adapter.encode`.
-        want: names of `Tokens` fields; "clip_visual" needs an adapter with a `clip`.
+        want: signals; `CLIP_VISUAL` needs an adapter with a `clip`.
         tower: what merges inside the tower.
     """
     through_clip = adapter.clip is not None and bool(CLIP_SIGNALS & set(want))
-    want = {*want, "vision_states"} if through_clip else want
+    want = {*want, VISION_STATES} if through_clip else want
     vision = adapter.encode(inputs, want=want) if tower is None else encode_merged(adapter, inputs, want, tower)
     if adapter.clip is None or not through_clip:
         return vision
-    rows = tuple(adapter.clip.visual(states) for states in vision.vision_states or ())
-    return replace(vision, clip_visual=rows)
+    rows = tuple(adapter.clip.visual(states) for states in vision.signals.get(VISION_STATES, ()))
+    return replace(vision, signals={**vision.signals, CLIP_VISUAL: rows})
 
 
 def _same_weights(tower: nn.Module, own: nn.Module) -> bool:

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.core.fields import check_choice
+from tokenprune.core.places import Positions
+from tokenprune.core.selection import Selection
 from tokenprune.models.prompt import Prompt
-from tokenprune.strategy import PositionPolicy, check_choice
-from tokenprune.tokens import Selection
 
 IGNORED = -100
 """Label of columns that do not count for the loss."""
@@ -41,7 +42,7 @@ class PrunedPrompt:
     mask: Int[Tensor, "b k"]
     positions: Int[Tensor, "*axes b k"]
     columns: Int[Tensor, "b k"]
-    policy: PositionPolicy
+    policy: Positions
     dense_ids: Int[Tensor, "b l"]
     labels: Int[Tensor, "b k"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class PrunedPrompt:
 
 
 def compact(
-    prompt: Prompt, selections: Sequence[Selection], *, positions: PositionPolicy = "compact", shortcut: bool = True
+    prompt: Prompt, selections: Sequence[Selection], *, positions: Positions = "compact", shortcut: bool = True
 ) -> PrunedPrompt:
     """Drop the visual tokens that were not kept. Text is never dropped.
 
@@ -170,7 +171,7 @@ def _keeps_everything(selections: Sequence[Selection]) -> bool:
     return all(torch.equal(s.indices, torch.arange(s.total, device=s.indices.device)) for s in selections)
 
 
-def _dense(prompt: Prompt, policy: PositionPolicy) -> PrunedPrompt:
+def _dense(prompt: Prompt, policy: Positions) -> PrunedPrompt:
     everywhere = torch.arange(prompt.ids.shape[1], device=prompt.ids.device).expand(prompt.ids.shape)
     return PrunedPrompt(
         ids=prompt.ids,
@@ -223,7 +224,7 @@ def _source(
     return source, mask
 
 
-def _positions(prompt: Prompt, source: Tensor, mask: Tensor, policy: PositionPolicy) -> Tensor:
+def _positions(prompt: Prompt, source: Tensor, mask: Tensor, policy: Positions) -> Tensor:
     dense = prompt.positions
     first = prompt.mask.long().argmax(1, keepdim=True)
     start = dense.gather(-1, first.expand(*dense.shape[:-1], -1))

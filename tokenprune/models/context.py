@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from tokenprune.core.fields import check_choice
+from tokenprune.core.places import Positions
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import Clip
 from tokenprune.models.errors import UnsupportedError
@@ -17,7 +20,6 @@ from tokenprune.models.plan import Plan, make_plan
 from tokenprune.models.record import Record
 from tokenprune.models.select import as_strategy, fit_strategy
 from tokenprune.models.session import Session
-from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
 
 _active: set[int] = set()
 _active_lock = threading.Lock()
@@ -27,7 +29,7 @@ def prune(
     model: Any,  # noqa: ANN401
     strategy: PruningStrategy | str,
     *,
-    positions: PositionPolicy | None = None,
+    positions: Positions | None = None,
     clip: Clip | None = None,
     turns: TurnPolicy = "reselect",
 ) -> AbstractContextManager[Record]:

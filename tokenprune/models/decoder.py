@@ -2,24 +2,32 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from tokenprune.core.selection import Selection, StageCount
+from tokenprune.core.strategy import Stage, Staged
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.attended import LayerOutput, decoder_reader
 from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.layout import Layout, Shorter, entering, made_rows, shorten
 from tokenprune.models.plan import Cut, Plan
 from tokenprune.models.pruning import Pruned
-from tokenprune.models.signals import fill_signals, next_attention, reader_for
+from tokenprune.models.signals import (
+    Found,
+    next_attention,
+    read_ahead,
+    read_before,
+    read_inputs,
+    read_states,
+    with_readings,
+    without_readings,
+)
 from tokenprune.models.tap import tap
-from tokenprune.pipeline import StagedStrategy
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import DECODER_SIGNALS, Selection, StageCount
 
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -65,7 +73,7 @@ class DecoderRun:
         self.before = before
         self.report = report
         self.layout = entering(before.prompt, before.pruned, before.selections)
-        wants = frozenset[str]().union(*(cut.wants for cut in plan.cuts))
+        wants = tuple(dict.fromkeys(signal for cut in plan.cuts for signal in cut.wants))
         pairs = list(zip(before.prompt.tokens(wants), before.selections, strict=True))
         made = plan.makes_vectors
         self.tokens = [tokens.take(s.indices, features=s.features if made else None) for tokens, s in pairs]
@@ -104,7 +112,8 @@ class DecoderRun:
 
     def selections(self) -> list[Selection]:
         """What is left of each image, told in its original tokens."""
-        strategy, staged = self.plan.strategy, isinstance(self.plan.strategy, StagedStrategy)
+        strategy, staged = self.plan.strategy, isinstance(self.plan.strategy, Staged)
+        extends = any(stage.yields == "extended" for stage in strategy.stages)
         selections = []
         for whole, tokens, left, before, stages in zip(
             self.before.prompt.tokens(), self.tokens, self.left, self.before.selections, self.stages, strict=True
@@ -116,7 +125,7 @@ class DecoderRun:
                     total=whole.n,
                     requested=strategy.requested(whole),
                     features=tokens.visual[rows] if before.features is not None else None,
-                    extra=tokens.visual[made] if strategy.extends else None,
+                    extra=tokens.visual[made] if extends else None,
                     stages=tuple(stages) if staged else (),
                 )
             )
@@ -203,7 +212,8 @@ class DecoderRun:
         if following is not None:
             blocks = self._mask_options(self.layout).get("block_sequence_ids")
             blocks = None if blocks is None else blocks[:: self.copies]
-            reader = reader_for(following.wants, self.layout, self.copies, blocks)
+            signals = [signal for signal in following.wants if read_before(signal)]
+            reader = decoder_reader(signals, self.layout, self.copies, blocks)
             if reader is not None:
                 self.seen = self.taps.enter_context(tap(self.adapter.decoder_attention[layer], reader))
         if layer == self.plan.cuts[-1].layer:
@@ -231,8 +241,7 @@ class DecoderRun:
             counts.extend([left.shape[0]] * (cut.layer - len(counts)))
         start = now(hidden.device)
         with torch.no_grad():
-            readings = self._readings(cut, hidden, rotary)
-            self.tokens = fill_signals(self.tokens, cut.wants, self.layout, readings)
+            self.tokens = with_readings(self.tokens, *self._readings(cut, hidden, rotary))
         total = [left.shape[0] for left in self.left]
         kept = [torch.arange(n, device=self.layout.mask.device) for n in total]
         extra: list[Tensor] = []
@@ -243,7 +252,7 @@ class DecoderRun:
                 self._keep(i, stage, selection)
                 rows = selection.indices.sort().values  # in the decoder tokens keep their order
                 kept[i] = kept[i][rows.to(kept[i].device)]
-        self.tokens = [replace(tokens, **dict.fromkeys(DECODER_SIGNALS)) for tokens in self.tokens]  # type: ignore[arg-type]
+        self.tokens = without_readings(self.tokens, cut.wants)
         new = [tokens.shape[0] for tokens in extra]
         if not sum(new) and all(rows.shape[0] == n for rows, n in zip(kept, total, strict=True)):
             self.seconds += now(hidden.device) - start
@@ -254,15 +263,16 @@ class DecoderRun:
         self.seconds += now(hidden.device) - start
         return Change(shorter, length, made)
 
-    def _keep(self, image: int, stage: PruningStrategy, selection: Selection) -> None:
+    def _keep(self, image: int, stage: Stage, selection: Selection) -> None:
         """Note what a stage left of an image."""
         tokens, rows = self.tokens[image], selection.indices.sort().values
         made = 0 if selection.extra is None else selection.extra.shape[0]
         count = StageCount(stage=repr(stage), tokens_in=tokens.n, tokens_out=selection.kept, made=made)
         self.stages[image].append(count)
-        if not stage.withdraws:  # `Tokens` are never empty
+        empties = stage.yields == "nothing"
+        if not empties:  # `Tokens` are never empty
             self.tokens[image] = tokens.take(rows, extra=selection.extra)
-        self.left[image] = tokens.positions[:0] if stage.withdraws else self.tokens[image].positions
+        self.left[image] = tokens.positions[:0] if empties else self.tokens[image].positions
 
     def _arranged(self, hidden: Tensor, change: Change) -> Tensor:
         """What stands in the slots behind a cut."""
@@ -271,19 +281,20 @@ class DecoderRun:
         source = self._for_beams(change.shorter.source).to(hidden.device)
         return hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
-    def _readings(self, cut: Cut, hidden: Tensor, rotary: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
-        """What the stages want to know: one row per prompt, or an entry per image."""
-        readings: dict[str, Any] = dict(self.seen[0]) if self.seen else {}
+    def _readings(self, cut: Cut, hidden: Tensor, rotary: tuple[Tensor, Tensor] | None) -> list[Found]:
+        """What the stages read, an entry per image."""
+        found: list[Found] = list(self.seen)
         self.seen = []
         first = hidden[:: self.copies].detach()
-        readings |= {"hidden": first, "embeds": self.before.prompt.embeds.detach(), "entered": self.entered}
-        if "decoder_next_attention" in cut.wants and rotary is not None:
+        ahead = decoder_reader([signal for signal in cut.wants if read_ahead(signal)], self.layout)
+        if ahead is not None and rotary is not None:
             cos, sin = (part if part.shape[0] == 1 else part[:: self.copies] for part in rotary)
             layer, attention = self.adapter.decoder_layers[cut.layer], self.adapter.decoder_attention[cut.layer]
-            readings["next_attention"] = next_attention(layer, attention, first, (cos, sin), self.layout.mask)
-        if cut.wants & {"decoder_states", "decoder_text_states"}:
-            readings["states"] = self.adapter.decoder.norm(first)
-        return readings
+            found.append(next_attention(layer, attention, first, (cos, sin), ahead))
+        found.append(read_states(cut.wants, self.layout, LayerOutput(first, self.adapter.decoder.norm)))
+        embeds = self.before.prompt.embeds.detach()
+        found.append(read_inputs(cut.wants, self.layout, self.entered, embeds))
+        return found
 
     def _continue(self, cut: int, layout: Layout, hidden: Tensor, kwargs: dict[str, Any]) -> Step:
         """One more token behind a cut."""

@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 
+from tokenprune.core.selection import Selection
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.models.prompt import Prompt
 from tokenprune.models.select import Chosen, select_tokens
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection
 
 TurnPolicy = Literal["reselect", "freeze"]
 _Choice = list[tuple[int | None, Selection]]

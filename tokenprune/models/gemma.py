@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tokenprune.core.signals import GRID, Signal
 from tokenprune.models.tiled import Arrangement, Kind, TiledAdapter
 
 
@@ -27,10 +28,7 @@ class PaliGemmaAdapter(TiledAdapter):
         "kept cache": "every token of its prompt sees every other, those of an earlier turn the later too",
     }
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """Also the raster."""
-        return super().signals | {"grid"}
+    known: ClassVar[frozenset[Signal]] = TiledAdapter.known | {GRID}
 
     def tower_layer(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
         """The last layer; there is no CLS token to drop."""

@@ -1,7 +1,6 @@
 """Several kinds of visual input in one prompt: their images and videos in the order of the placeholders."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -9,9 +8,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tokenprune.models.vision import Vision
-
-_WHOLE = frozenset({"features", "counts", "deepstack", "project"})
-"""Fields of `Vision` that are no tuples with one entry per image."""
 
 
 def in_prompt_order(parts: Sequence[tuple[int, Vision]], ids: Int[Tensor, "b l"] | None) -> Vision:
@@ -56,13 +52,15 @@ def _ordered(parts: Sequence[Vision], order: Sequence[tuple[int, int]]) -> Visio
     changes: dict[str, Any] = {
         "features": torch.cat([features[kind][image] for kind, image in order]),
         "counts": tuple(parts[kind].counts[image] for kind, image in order),
-        "project": parts[0].project,
+        "grids": tuple(parts[kind].grids[image] for kind, image in order),
     }
     stacks = [part.deepstack.split(part.counts, dim=1) for part in parts if part.deepstack is not None]
     if len(stacks) == len(parts):
         changes["deepstack"] = torch.cat([stacks[kind][image] for kind, image in order], dim=1)
-    for name in (field.name for field in fields(Vision) if field.name not in _WHOLE):
-        values = [getattr(part, name) for part in parts]
-        if any(value is not None for value in values):
-            changes[name] = tuple(None if values[kind] is None else values[kind][image] for kind, image in order)
+    known = dict.fromkeys(signal for part in parts for signal in part.signals)
+    nothing = [(None,) * len(part.counts) for part in parts]
+    changes["signals"] = {
+        signal: tuple(parts[kind].signals.get(signal, nothing[kind])[image] for kind, image in order)
+        for signal in known
+    }
     return Vision(**changes)

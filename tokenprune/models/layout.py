@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tokenprune.core.places import Positions
+from tokenprune.core.selection import Selection
 from tokenprune.models.compact import PrunedPrompt
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.prompt import Prompt
-from tokenprune.strategy import PositionPolicy
-from tokenprune.tokens import Selection
 
 MADE = -2
 """In place of a dense column: a token that was made inside the decoder."""
@@ -85,9 +85,7 @@ def entering(prompt: Prompt, pruned: PrunedPrompt, selections: Sequence[Selectio
     )
 
 
-def shorten(
-    layout: Layout, kept: Sequence[Int[Tensor, " _"]], policy: PositionPolicy, made: Sequence[int] = ()
-) -> Shorter:
+def shorten(layout: Layout, kept: Sequence[Int[Tensor, " _"]], policy: Positions, made: Sequence[int] = ()) -> Shorter:
     """Drop visual tokens, and make room for new ones behind those of an image that stay. The order of the rest stays.
 
     Args:

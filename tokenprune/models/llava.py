@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tokenprune.core.signals import IMAGE_KEY, PROJECT, FromProjector, FromTower, Signal
 from tokenprune.models.adapter import NO_SIGNALS, Adapter, TowerUse
+from tokenprune.models.attended import read_rows, tower_reader
 from tokenprune.models.errors import UnsupportedError
-from tokenprune.models.tap import Reader, tap, tower_reader
+from tokenprune.models.tap import Reader, tap
 from tokenprune.models.vision import Grid, Vision, image_keys
 
 
@@ -31,36 +33,42 @@ class LlavaAdapter(Adapter):
         "vision_feature_select_strategy",
     )
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """Those of the CLS token only with a tower that has one."""
-        cls = getattr(getattr(self.vision_tower, "embeddings", None), "class_embedding", None)
-        of_cls = {"cls_attention", "cls_attention_first", "cls_attention_last", "vision_cls", "vision_last_cls"}
-        of_cls = of_cls if cls is not None else set()
-        return super().signals | {"vision_states", "vision_keys", "vision_last_keys", "project"} | of_cls
+    known: ClassVar[frozenset[Signal]] = Adapter.known | {PROJECT}
 
-    def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
+    @property
+    def has_cls(self) -> bool:
+        """True when the tower has a CLS token."""
+        embeddings = getattr(self.vision_tower, "embeddings", None)
+        return any(getattr(embeddings, name, None) is not None for name in ("class_embedding", "cls_token"))
+
+    def reads(self, signal: Signal) -> bool:
+        """Those of the CLS token only with a tower that has one."""
+        source = signal.source
+        return isinstance(source, FromTower | FromProjector) and (self.has_cls or not source.cls)
+
+    def encode(self, inputs: Mapping[str, Any], want: Collection[Signal] = NO_SIGNALS) -> Vision:
         """Run tower and projector once; see `Adapter.encode`."""
         options = {name: inputs[name] for name in self.modality_keys if inputs.get(name) is not None}
         layers, crop = self._features_of(inputs)
-        want = self.signals & set(want)
+        want = [signal for signal in want if self.why_not(signal) is None]
         with ExitStack() as stack:
             seen = [stack.enter_context(tap(*reading)) for reading in self._readings(layers[-1], want, crop)]
             output = self.base.get_image_features(**options, return_dict=True)
-        features = list(output.pooler_output)
-        signals: dict[str, Any] = {name: tuple(rows) for calls in seen for name, rows in calls[0].items()}
-        if want & {"vision_states", "vision_cls"}:
-            states = torch.cat([output.hidden_states[i] for i in layers], dim=-1)
-            signals["vision_states"] = tuple(states[:, crop:])
-            signals["vision_cls"] = tuple(states[:, :1]) if crop else None
-        pixels = options["pixel_values"]
+        features, pixels = list(output.pooler_output), options["pixel_values"]
+        signals = {signal: tuple(values) for calls in seen for signal, values in calls[0].items()}
+        rows = [signal for signal in want if isinstance(signal.source, FromProjector)]
+        if rows:
+            states = torch.cat([output.hidden_states[i] for i in layers], dim=-1)  # (b, p, c)
+            signals |= read_rows(rows, states, crop)
+        if IMAGE_KEY in want:
+            signals[IMAGE_KEY] = image_keys(pixels)
+        if PROJECT in want:
+            signals[PROJECT] = (self.base.multi_modal_projector,) * len(features)
         return Vision(
             features=torch.cat(features),
             counts=tuple(len(image) for image in features),
             grids=tuple(self._grid(pixels, len(image)) for image in features),
-            keys=image_keys(pixels) if "key" in want else None,
-            project=self.base.multi_modal_projector if "project" in want else None,
-            **signals,
+            signals=signals,
         )
 
     def tower_use(self, inputs: Mapping[str, Any]) -> TowerUse:
@@ -95,18 +103,20 @@ class LlavaAdapter(Adapter):
         )
         return [layer] if isinstance(layer, int) else list(layer), int(select == "default")
 
-    def _readings(self, layer: int, want: Collection[str], crop: int) -> list[tuple[nn.Module, Reader]]:
+    def _readings(self, layer: int, want: Collection[Signal], crop: int) -> list[tuple[nn.Module, Reader]]:
         """What to read at which attention module: states of layer -2 leave module -2, those of layer 1 module 0."""
         modules = self.vision_attention
-        wanted: dict[int, set[str]] = {}
-        for place, names in (
-            (layer if layer < 0 else layer - 1, {"cls_attention", "vision_keys"}),
-            (-1, {"vision_last_keys", "vision_last_cls", "cls_attention_last"}),
-            (0, {"cls_attention_first"}),
-        ):
-            if names & set(want):
-                wanted.setdefault(place % len(modules), set()).update(names & set(want))
-        return [(modules[place], tower_reader(names, crop)) for place, names in wanted.items()]
+        used = layer if layer < 0 else layer - 1
+        wanted: dict[int, list[Signal]] = {}
+        for signal in want:
+            if isinstance(signal.source, FromTower):
+                place = used if signal.source.layer == "used" else signal.source.layer
+                if not -len(modules) <= place < len(modules):
+                    raise UnsupportedError(
+                        f"prune: {signal} is read at layer {place} of the vision tower, which has {len(modules)}"
+                    )
+                wanted.setdefault(place % len(modules), []).append(signal)
+        return [(modules[place], tower_reader(signals, crop)) for place, signals in wanted.items()]
 
     def _grid(self, pixels: Tensor, count: int) -> Grid:
         patch = self.model.config.vision_config.patch_size

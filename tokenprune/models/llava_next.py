@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
+from tokenprune.core.signals import TILE_GRID, Signal
 from tokenprune.models.tiled import IMAGES, NEWLINE, NO_CLS_ROW, NO_RASTER, VIDEOS, Arrangement, Kind, TiledAdapter
 
 _GRID = "its tokens are cut to the image and joined row by row before the language model"
@@ -28,10 +29,7 @@ class LlavaNextAdapter(TiledAdapter):
         "video": "the family takes images only",
     }
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """Also how the tiles behind tile 0 lie."""
-        return super().signals | {"tile_grid"}
+    known: ClassVar[frozenset[Signal]] = TiledAdapter.known | {TILE_GRID}
 
     def arrangement(self, kind: Kind, inputs: Mapping[str, Any], passes: int, places: int) -> Arrangement:
         """See `TiledAdapter.arrangement`."""
@@ -106,10 +104,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         "cls_attention": "its SigLIP tower has no CLS token",
     }
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """Images that are not cut and videos have no grid of tiles."""
-        return super().signals - {"tile_grid"}
+    known: ClassVar[frozenset[Signal]] = LlavaNextAdapter.known - {TILE_GRID}
 
     @property
     def image_token_ids(self) -> frozenset[int]:

@@ -1,12 +1,16 @@
 """Which stages of a strategy act before the language model, and which inside it at what layer."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from tokenprune.models.signals import MID_LAYER
-from tokenprune.pipeline import Pipeline, StagedStrategy
-from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
-from tokenprune.tokens import DECODER_SIGNALS
-from tokenprune.tower import TowerStrategy
+from tokenprune.core.fields import check_choice
+from tokenprune.core.merging import Merging
+from tokenprune.core.places import InDecoder, InTower, Place, Positions
+from tokenprune.core.signals import Signal
+from tokenprune.core.strategy import Pipeline, PruningStrategy, Stage
+from tokenprune.models.signals import known_mid_layer
+
+Site = Literal["tower", "projector", "decoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +24,20 @@ class Cut:
     """
 
     layer: int
-    stages: tuple[PruningStrategy, ...]
-    policy: PositionPolicy
+    stages: tuple[Stage, ...]
+    policy: Positions
 
     @property
     def before_ffn(self) -> bool:
         """True when it can be made within the layer before, as soon as that one's attention is known."""
-        return all(stage.before_ffn for stage in self.stages) and self.wants & set(DECODER_SIGNALS) <= MID_LAYER
+        places = [stage.place for stage in self.stages]
+        inside = all(isinstance(place, InDecoder) and place.mid_layer for place in places)
+        return inside and all(map(known_mid_layer, self.wants))
 
     @property
-    def wants(self) -> frozenset[str]:
-        """Fields of `Tokens` that the stages take."""
-        return frozenset[str]().union(*(stage.needs | stage.uses for stage in self.stages))
+    def wants(self) -> tuple[Signal, ...]:
+        """Signals that the stages read."""
+        return tuple(dict.fromkeys(signal for stage in self.stages for signal in stage.needs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +53,11 @@ class Plan:
 
     strategy: PruningStrategy
     before: PruningStrategy | None
-    policy: PositionPolicy
+    policy: Positions
     cuts: tuple[Cut, ...]
 
     @property
-    def tower(self) -> TowerStrategy | None:
+    def tower(self) -> Merging | None:
         """The part that acts inside the vision tower; what it merged there is also read off by `before`."""
         return tower_part(self.strategy)
 
@@ -61,22 +67,22 @@ class Plan:
 
         Those that the vision tower merged have their signals.
         """
-        stages = self.before.stages if isinstance(self.before, StagedStrategy) else (self.before,)
-        return any(stage is not None and stage.merges and stage.site != "tower" for stage in stages)
+        stages = () if self.before is None else self.before.stages
+        return any(stage.yields == "merged" and not isinstance(stage.place, InTower) for stage in stages)
 
     @property
-    def final_policy(self) -> PositionPolicy:
+    def final_policy(self) -> Positions:
         """The policy of the last part, for the record."""
         return self.cuts[-1].policy if self.cuts else self.policy
 
 
-def tower_part(strategy: PruningStrategy) -> TowerStrategy | None:
+def tower_part(strategy: PruningStrategy) -> Merging | None:
     """The stage that acts inside the vision tower, if there is one; it comes first."""
-    first = strategy.stages[0] if isinstance(strategy, StagedStrategy) else strategy
-    return first if isinstance(first, TowerStrategy) else None
+    first = strategy.stages[0]
+    return first if isinstance(first, Merging) else None
 
 
-def make_plan(strategy: PruningStrategy, positions: PositionPolicy | None = None) -> Plan:
+def make_plan(strategy: PruningStrategy, positions: Positions | None = None) -> Plan:
     """Take a strategy apart by site.
 
     Args:
@@ -88,16 +94,28 @@ def make_plan(strategy: PruningStrategy, positions: PositionPolicy | None = None
     """
     if positions is not None:
         check_choice("prune", "positions", positions, ("original", "compact"))
-    stages = strategy.stages if isinstance(strategy, StagedStrategy) else (strategy,)
-    inside = [stage for stage in stages if stage.site == "decoder"]
-    if not inside:
-        return Plan(strategy=strategy, before=strategy, policy=positions or strategy.positions, cuts=())
-    outside = [stage for stage in stages if stage.site != "decoder"]
+    layers: dict[int, list[tuple[Stage, Positions]]] = {}
+    outside: list[Stage] = []
+    for stage in strategy.stages:
+        if isinstance(stage.place, InDecoder):
+            layers.setdefault(stage.place.layer, []).append((stage, stage.place.positions))
+        else:
+            outside.append(stage)
+    if not layers:
+        last = strategy.stages[-1].place.positions
+        return Plan(strategy=strategy, before=strategy, policy=positions or last, cuts=())
     before = Pipeline(outside) if len(outside) > 1 else outside[0] if outside else None
-    cuts = []
-    for layer in sorted({stage.layer or 0 for stage in inside}):
-        group = tuple(stage for stage in inside if stage.layer == layer)
-        cuts.append(Cut(layer=layer, stages=group, policy=positions or group[-1].positions))
+    cuts = tuple(
+        Cut(layer=layer, stages=tuple(stage for stage, _ in group), policy=positions or group[-1][1])
+        for layer, group in sorted(layers.items())
+    )
     # Without a stage before the language model nothing is dropped there, and both policies are the same.
-    first = "original" if before is None else before.positions
-    return Plan(strategy=strategy, before=before, policy=positions or first, cuts=tuple(cuts))
+    first = "original" if before is None else before.stages[-1].place.positions
+    return Plan(strategy=strategy, before=before, policy=positions or first, cuts=cuts)
+
+
+def site_of(place: Place) -> Site:
+    """Name a part of the model, as records and tables do."""
+    if isinstance(place, InDecoder):
+        return "decoder"
+    return "tower" if isinstance(place, InTower) else "projector"

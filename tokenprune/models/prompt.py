@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tokenprune.core.signals import CLIP_TEXT, PROMPT_NUMBER, Signal
+from tokenprune.core.tokens import Tokens
 from tokenprune.models.adapter import NO_SIGNALS, Adapter
 from tokenprune.models.inputs import check_ids, default_positions, padding_mask
 from tokenprune.models.vision import Grid, Vision
-from tokenprune.tokens import Tokens
 
 if TYPE_CHECKING:
     from tokenprune.models.clip import Clip
@@ -70,13 +71,13 @@ class Prompt:
     first_position: int = 0
     clip: "Clip | None" = None
 
-    def tokens(self, want: Collection[str] = NO_SIGNALS) -> list[Tokens]:
+    def tokens(self, want: Collection[Signal] = NO_SIGNALS) -> list[Tokens]:
         """What a strategy sees: one `Tokens` per image, in placeholder order, with every signal that `vision` holds.
 
         `question` marks the text after the last image of the row.
 
         Args:
-            want: names of `Tokens` fields; "clip_text" is computed here, when it is among them and there is a `clip`.
+            want: signals; `CLIP_TEXT` is computed here, when it is among them and there is a `clip`.
         """
         if self.vision is None:
             return []
@@ -87,19 +88,15 @@ class Prompt:
             row, columns = segment.row, self.text[segment.row]
             text[row] = embeds[row, columns]
             question[row] = columns > segment.columns[-1]
-        if self.clip is not None and "clip_text" in want:
+        if self.clip is not None and CLIP_TEXT in want:
             clip_text = {row: self.clip.text(self.clip.question(self.ids[row, self.mask[row]])) for row in text}
-        return [
-            Tokens(
-                visual[i],
-                text=text[segment.row],
-                question=question[segment.row],
-                prompt=segment.row,
-                clip_text=clip_text[segment.row].to(embeds.device) if clip_text else None,
-                **vision.of(i, embeds.device),
-            )
-            for i, segment in enumerate(self.segments)
-        ]
+        images = []
+        for i, segment in enumerate(self.segments):
+            row, signals = segment.row, {PROMPT_NUMBER: segment.row, **vision.of(i, embeds.device)}
+            if clip_text:
+                signals[CLIP_TEXT] = clip_text[row].to(embeds.device)
+            images.append(Tokens(visual[i], text[row], question[row], vision.grids[i], signals=signals))
+        return images
 
 
 def build_prompt(

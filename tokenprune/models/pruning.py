@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tokenprune.core.places import Positions
+from tokenprune.core.selection import Selection
+from tokenprune.core.signals import IMAGE_KEY, Signal
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import Clip, see
 from tokenprune.models.compact import PrunedPrompt, compact
@@ -18,8 +22,6 @@ from tokenprune.models.refuse import refuse_embeddings
 from tokenprune.models.select import Chosen, as_strategy, choose_all, fit_strategy, select_tokens
 from tokenprune.models.turns import CachedPrompt, check_images, continue_prompt, new_segments, overlap
 from tokenprune.models.vision import Vision
-from tokenprune.strategy import PositionPolicy, PruningStrategy
-from tokenprune.tokens import Selection
 
 Choose = Callable[[PruningStrategy | None, Prompt], Chosen]
 """From a strategy and a prompt to one selection per image."""
@@ -48,7 +50,7 @@ def prune_batch(
     forward: bool = False,
     pad: PadIds = (None, frozenset()),
     encoding: AbstractContextManager[object] | None = None,
-    want: Collection[str] = frozenset(),
+    want: Collection[Signal] = frozenset(),
     choose: Choose = choose_all,
 ) -> Pruned:
     """Encode the images, build the dense prompt, choose, and drop.
@@ -61,7 +63,7 @@ def prune_batch(
             everything is kept passes untouched whatever side its padding is on.
         pad: see `build_prompt`.
         encoding: entered while the vision tower runs.
-        want: fields of `Tokens` to fill beside those that the strategy takes.
+        want: signals to fill beside those that the strategy takes.
         choose: lets a strategy choose.
     """
     vision = _encoded(adapter, plan, inputs, encoding, want)
@@ -97,7 +99,7 @@ def continue_batch(
         ValueError: when the prompts do not continue what is in the cache.
     """
     _refuse_turn(adapter, "kept cache")
-    vision = _encoded(adapter, plan, inputs, encoding, {"key"})
+    vision = _encoded(adapter, plan, inputs, encoding, {IMAGE_KEY})
     prompt = build_prompt(adapter, inputs, vision, pad=pad)
     seen = overlap(cached, prompt.ids, prompt.mask)
     if vision is None and bool((is_placeholder(prompt.ids, adapter) & seen.tail).any()):
@@ -138,12 +140,12 @@ def _encoded(
     plan: Plan,
     inputs: Mapping[str, Any],
     encoding: AbstractContextManager[object] | None,
-    want: Collection[str],
+    want: Collection[Signal],
 ) -> Vision | None:
     if not adapter.has_visual(inputs):
         return None
     with encoding or nullcontext():
-        return see(adapter, inputs, plan.strategy.needs | plan.strategy.uses | frozenset(want), plan.tower)
+        return see(adapter, inputs, {*plan.strategy.needs, *want}, plan.tower)
 
 
 def _keys_by_row(prompt: Prompt) -> tuple[tuple[int, ...], ...] | None:
@@ -159,7 +161,7 @@ def prune_inputs(
     model: Any,  # noqa: ANN401
     strategy: PruningStrategy | str,
     *,
-    positions: PositionPolicy | None = None,
+    positions: Positions | None = None,
     clip: Clip | None = None,
     **inputs: Any,  # noqa: ANN401
 ) -> dict[str, Any]:

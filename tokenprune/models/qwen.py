@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tokenprune.core.signals import IMAGE_KEY, TILES, Signal
 from tokenprune.models.adapter import NO_SIGNALS, Adapter
 from tokenprune.models.interleave import in_prompt_order
 from tokenprune.models.tiled import IMAGES, VIDEOS, Kind
@@ -51,17 +52,14 @@ class QwenVLAdapter(Adapter):
         """Ids of the placeholders of images and videos."""
         return frozenset({int(self.model.config.image_token_id), int(self.model.config.video_token_id)})
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """Also the frames of videos; a video is no raster."""
-        return super().signals | {"tiles"}
+    known: ClassVar[frozenset[Signal]] = Adapter.known | {TILES}
 
     def rotary(self, hidden: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"]) -> tuple[Tensor, Tensor]:
         """See `Adapter.rotary`; the three axes count alike."""
         cos, sin = self.decoder.rotary_emb(hidden, position_ids=positions.expand(3, -1, -1))
         return cos, sin
 
-    def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
+    def encode(self, inputs: Mapping[str, Any], want: Collection[Signal] = NO_SIGNALS) -> Vision:
         """Run the tower once for images and once for videos; see `Adapter.encode`."""
         parts = [
             (int(getattr(self.model.config, kind.token)), self._encode(kind, inputs, want))
@@ -70,19 +68,23 @@ class QwenVLAdapter(Adapter):
         ]
         return in_prompt_order(parts, inputs.get("input_ids"))
 
-    def _encode(self, kind: Kind, inputs: Mapping[str, Any], want: Collection[str]) -> Vision:
+    def _encode(self, kind: Kind, inputs: Mapping[str, Any], want: Collection[Signal]) -> Vision:
         pixels, thw = inputs[kind.argument], inputs[_GRIDS[kind]]
         output = getattr(self.base, kind.method)(pixels, thw, return_dict=True)
         merge = int(self.model.config.vision_config.spatial_merge_size)
         sizes = [(t, h // merge, w // merge) for t, h, w in thw.tolist()]
         patches = [t * h * w for t, h, w in thw.tolist()]
         deep = getattr(output, "deepstack_features", None)
+        signals: dict[Signal, tuple[Any, ...]] = {
+            TILES: tuple(None if t == 1 else torch.arange(t).repeat_interleave(h * w) for t, h, w in sizes)
+        }
+        if IMAGE_KEY in want:
+            signals[IMAGE_KEY] = combined_keys(image_keys(pixels), patches)
         return Vision(
             features=torch.cat(list(output.pooler_output)),
             counts=tuple(t * h * w for t, h, w in sizes),
             grids=tuple((h, w) if t == 1 else None for t, h, w in sizes),
-            tiles=tuple(None if t == 1 else torch.arange(t).repeat_interleave(h * w) for t, h, w in sizes),
-            keys=combined_keys(image_keys(pixels), patches) if "key" in want else None,
+            signals=signals,
             # One tensor per layer, or, in later releases, one per layer and image.
             deepstack=None
             if deep is None

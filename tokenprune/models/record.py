@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tokenprune.core.places import InDecoder, Positions
+from tokenprune.core.selection import Selection, StageCount
+from tokenprune.core.strategy import PruningStrategy
+from tokenprune.models.plan import Site, site_of
 from tokenprune.models.prompt import Prompt
-from tokenprune.strategy import PositionPolicy, PruningStrategy, Site
-from tokenprune.tokens import Selection, StageCount
 
 CallKind = Literal["generate", "forward"]
 
@@ -52,7 +54,7 @@ class ImageRecord:
     merged: bool
     stages: tuple[StageCount, ...]
     site: Site
-    positions: PositionPolicy
+    positions: Positions
     select_seconds: float
     layer: int | None = None
     layer_tokens: tuple[int, ...] = ()
@@ -130,9 +132,9 @@ class Record:
         positions: the position policy that was used.
     """
 
-    def __init__(self, strategy: PruningStrategy, positions: PositionPolicy) -> None:
+    def __init__(self, strategy: PruningStrategy, positions: Positions) -> None:
         self.strategy = strategy
-        self.site = strategy.site
+        self.site = site_of(strategy.stages[-1].place)
         self.positions = positions
         self._calls: list[CallRecord] = []
         self._lock = Lock()
@@ -194,7 +196,7 @@ class Record:
         shape = columns.shape
         flat = torch.cat([columns.flatten(), *(s.indices.to(columns.device) for s in selections)]).cpu()
         places, *indices = flat.split([columns.numel(), *(s.kept for s in selections)])
-        counts = layer_tokens or [()] * len(selections)
+        counts, place = layer_tokens or [()] * len(selections), self.strategy.stages[-1].place
         kept_from_before = frozen or [False] * len(selections)
         # Clones: a view would keep the whole transfer alive.
         with self._lock:
@@ -212,7 +214,7 @@ class Record:
                     site=self.site,
                     positions=self.positions,
                     select_seconds=seconds,
-                    layer=self.strategy.layer,
+                    layer=place.layer if isinstance(place, InDecoder) else None,
                     layer_tokens=entering,
                     frozen=old,
                     extra_tokens=0 if selection.extra is None else selection.extra.shape[0],

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tokenprune.core.merging import Merging
+from tokenprune.core.places import InDecoder
+from tokenprune.core.selection import Selection
+from tokenprune.core.signals import CLIP_TEXT, CLIP_VISUAL, TOWER_SIZE, VISION_STATES
+from tokenprune.core.strategy import PruningStrategy, Stage
+from tokenprune.core.text import parse
 from tokenprune.models.adapter import Adapter
-from tokenprune.models.clip import CLIP_SIGNALS
 from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
-from tokenprune.models.plan import tower_part
+from tokenprune.models.plan import site_of, tower_part
 from tokenprune.models.prompt import Prompt
 from tokenprune.models.tower import check_layers
-from tokenprune.parsing import parse
-from tokenprune.pipeline import StagedStrategy
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection
-from tokenprune.tower import TowerStrategy
 
 
 def as_strategy(strategy: PruningStrategy | str) -> PruningStrategy:
@@ -56,63 +56,68 @@ def check_strategy_fits(strategy: PruningStrategy, adapter: Adapter) -> None:
         UnsupportedError: naming the stage, and the site or signal.
     """
     family = type(adapter.model).__name__
-    stages = strategy.stages if isinstance(strategy, StagedStrategy) else (strategy,)
-    for stage in stages:
-        if stage.site not in adapter.sites:
+    for stage in strategy.stages:
+        site = site_of(stage.place)
+        if site not in adapter.sites:
             reason = (
                 ", because what follows its vision tower takes the raster of patches, or its layers are of another kind"
-                if stage.site == "tower"
+                if site == "tower"
                 else ""
             )
             raise UnsupportedError(
-                f"prune: {stage!r} acts at the {stage.site!r} site, but {family} can be pruned at "
-                f"{', '.join(map(repr, sorted(adapter.sites)))} only{adapter.because(stage.site) or reason}; "
+                f"prune: {stage!r} acts at the {site!r} site, but {family} can be pruned at "
+                f"{', '.join(map(repr, sorted(adapter.sites)))} only{adapter.because(site) or reason}; "
                 "choose a strategy of that site"
             )
-        if stage.site == "decoder":
-            _check_decoder_stage(stage, adapter)
-        if isinstance(stage, TowerStrategy):
+        if isinstance(stage.place, InDecoder):
+            _check_decoder_stage(stage, stage.place, adapter)
+        if isinstance(stage, Merging):
             check_layers(stage, adapter.tower_use({}).layers, family)
-        supplied = adapter.signals | (adapter.decoder_signals if stage.site == "decoder" else frozenset())
-        if CLIP_SIGNALS & stage.needs and "vision_states" in adapter.signals:
-            if adapter.clip is None:
-                raise UnsupportedError(
-                    f"prune: {stage!r} needs Tokens.{max(CLIP_SIGNALS & stage.needs)}, patches and prompt in CLIP's "
-                    f"joint space, which {family} does not contain; pass prune(model, strategy, "
-                    "clip=tokenprune.models.Clip(clip_model, clip_tokenizer, question_reader(processor))), on the "
-                    "command line --clip FOLDER, with the CLIP model that its vision tower was made from"
-                )
-            adapter.clip.check(adapter)
-            supplied |= CLIP_SIGNALS
-        missing = sorted(stage.needs - supplied)
-        if missing:
+        _check_signals(stage, adapter, family)
+
+
+def _check_signals(stage: Stage, adapter: Adapter, family: str) -> None:
+    """Raise unless the model supplies every signal that the stage cannot do without."""
+    through_clip = [signal for signal in stage.needs if signal in (CLIP_VISUAL, CLIP_TEXT)]
+    if through_clip and adapter.why_not(VISION_STATES) is None:
+        if adapter.clip is None:
             raise UnsupportedError(
-                f"prune: {stage!r} needs Tokens.{missing[0]}, which {family} cannot supply "
-                f"{'inside' if stage.site == 'decoder' else 'before'} its language model "
-                f"(it has {', '.join(sorted(supplied))}){adapter.because(missing[0])}; "
-                "choose a strategy that does without it"
+                f"prune: {stage!r} needs Tokens.{through_clip[0]}, patches and prompt in CLIP's joint space, which "
+                f"{family} does not contain; pass prune(model, strategy, "
+                "clip=tokenprune.models.Clip(clip_model, clip_tokenizer, question_reader(processor))), on the "
+                "command line --clip FOLDER, with the CLIP model that its vision tower was made from"
             )
-
-
-def _check_decoder_stage(stage: PruningStrategy, adapter: Adapter) -> None:
-    family, layers, config = type(adapter.model).__name__, len(adapter.decoder_layers), adapter.decoder.config
-    last = layers if stage.before_ffn else layers - 1  # within the last layer, its feed-forward part is still to come
-    if stage.layer is not None and 1 <= stage.layer < adapter.first_layer:
+        adapter.clip.check(adapter)
+    for signal in stage.needs:
+        reason = adapter.why_not(signal)
+        if reason is None or not signal.required or (signal in through_clip and adapter.clip is not None):
+            continue
         raise UnsupportedError(
-            f"prune: {stage!r} acts at decoder layer {stage.layer}, but {family} can be pruned there from layer "
+            f"prune: {stage!r} needs Tokens.{signal}, which {family} cannot supply "
+            f"{'inside' if isinstance(stage.place, InDecoder) else 'before'} its language model "
+            f"(it has {', '.join(sorted(adapter.signals))}){reason}; choose a strategy that does without it"
+        )
+
+
+def _check_decoder_stage(stage: Stage, place: InDecoder, adapter: Adapter) -> None:
+    family, layers, config = type(adapter.model).__name__, len(adapter.decoder_layers), adapter.decoder.config
+    last = layers if place.mid_layer else layers - 1  # within the last layer, its feed-forward part is still to come
+    if 1 <= place.layer < adapter.first_layer:
+        raise UnsupportedError(
+            f"prune: {stage!r} acts at decoder layer {place.layer}, but {family} can be pruned there from layer "
             f"{adapter.first_layer} on{adapter.because('early')}; choose a later layer"
         )
-    if stage.layer is None or not 1 <= stage.layer <= last:
+    if not 1 <= place.layer <= last:
         raise UnsupportedError(
-            f"prune: {stage!r} acts at the 'decoder' site with layer={stage.layer!r}, but {family} has layers 0 to "
+            f"prune: {stage!r} acts at the 'decoder' site with layer={place.layer!r}, but {family} has layers 0 to "
             f"{layers - 1} and the layer before decides; choose a layer from 1 to {last}"
         )
-    if stage.merges:
+    if stage.yields == "merged":
         raise UnsupportedError(
             f"prune: {stage!r} makes new tokens in place of old ones, which is not supported inside the language "
             "model; choose a strategy that keeps tokens as they are, or puts new ones behind them"
         )
-    if stage.before_ffn and not all(hasattr(layer, "mlp") for layer in adapter.decoder_layers):
+    if place.mid_layer and not all(hasattr(layer, "mlp") for layer in adapter.decoder_layers):
         raise UnsupportedError(
             f"prune: {stage!r} drops between attention and feed-forward, but layers of {family} have no `mlp`; choose "
             "a strategy that drops between layers"
@@ -160,7 +165,7 @@ def select_tokens(
     chosen = range(len(prompt.segments)) if only is None else only
     if not chosen:
         return [], 0.0
-    if strategy is not None and strategy.site == "decoder":
+    if strategy is not None and isinstance(strategy.stages[-1].place, InDecoder):
         raise UnsupportedError(
             f"select_tokens: {strategy!r} acts inside the language model, but only what is dropped before it can be "
             "chosen here; use the context prune(model, strategy)"
@@ -169,12 +174,12 @@ def select_tokens(
     if strategy is None:
         images = prompt.tokens()
         return [Selection(indices=images[i].positions, total=images[i].n) for i in chosen], 0.0
-    if tower_part(strategy) is not None and (prompt.vision is None or prompt.vision.tower_size is None):
+    if tower_part(strategy) is not None and (prompt.vision is None or TOWER_SIZE not in prompt.vision.signals):
         raise RuntimeError(
             f"select_tokens: {strategy!r} acts inside the vision tower, but the vision tower did not merge for this "
             "prompt; use prune or prune_inputs, or tokenprune.models.clip.see with the strategy as `tower`"
         )
     start = now(device)
-    images = prompt.tokens(strategy.needs | strategy.uses)
+    images = prompt.tokens(strategy.needs)
     selections = strategy.select_batch([images[i] for i in chosen])
     return selections, now(device) - start

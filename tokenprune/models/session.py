@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
+from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.cache_state import cached_length, lock, state_of, unlock
 from tokenprune.models.errors import UnsupportedError
@@ -59,7 +60,7 @@ class Session:
         self.local = threading.local()
         self.inside = Inside(adapter, plan, self.record) if plan.cuts else None
         self.choose: Choose = FirstChoice() if turns == "freeze" else choose_all
-        self.want = {"key"} & adapter.signals if turns == "freeze" else set()
+        self.want = {IMAGE_KEY} if turns == "freeze" else set()
 
     @contextmanager
     def open(self) -> Iterator[None]:

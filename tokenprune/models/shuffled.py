@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tokenprune.core.signals import GRID, Signal
 from tokenprune.models.tiled import NO_CLS_ROW, Arrangement, Kind, TiledAdapter
 
 _SQUARES = "its projector joins squares of neighbouring patches, so the tower must keep all of them"
@@ -35,10 +36,7 @@ class InternVLAdapter(TiledAdapter):
     )
     reasons: ClassVar[Mapping[str, str]] = {"tower": _SQUARES, "vision_cls": NO_CLS_ROW, "video": _FRAMES}
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """Also the raster; images in several tiles have none."""
-        return super().signals | {"grid"}
+    known: ClassVar[frozenset[Signal]] = TiledAdapter.known | {GRID}
 
     def arrangement(self, kind: Kind, inputs: Mapping[str, Any], passes: int, places: int) -> Arrangement:
         """See `TiledAdapter.arrangement`."""

@@ -1,100 +1,40 @@
-"""What a stage inside the language model can be told: what to read where, and how it becomes `Tokens` fields."""
+"""What a stage inside the language model reads, brought together image by image."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenprune.models.errors import UnsupportedError
+from tokenprune.core.signals import FromDecoder, FromInputs, FromStates, Signal
+from tokenprune.core.tokens import Tokens
+from tokenprune.models.attended import ImageEntered, ImageStates, LayerOutput, text_after
 from tokenprune.models.layout import Layout
-from tokenprune.models.tap import Reader, attention_rows, tap
-from tokenprune.tokens import Tokens
+from tokenprune.models.tap import Reader, tap
 
-_BY_TAP = {
-    "decoder_attention": "attention",
-    "decoder_keys": "keys",
-    "decoder_text_keys": "keys",
-    "decoder_text_attention": "text_attention",
-    "decoder_peaks": "peaks",
-}
-"""Fields that a tap on the layer before a cut gives, and what it reads for them."""
-
-MID_LAYER = frozenset(_BY_TAP) | {"decoder_entered", "decoder_text"}
-"""Fields that are known as soon as that layer's attention is."""
+Found = list[dict[Signal, Tensor]]
+"""For each image what was read of it."""
 
 
-def reader_for(
-    want: Collection[str], layout: Layout, copies: int, blocks: Int[Tensor, "b k"] | None = None
-) -> Reader | None:
-    """A reader for a `tap` on the layer before a cut; None when no wanted field comes from there.
-
-    Args:
-        want: names of `Tokens` fields.
-        layout: what stands in the sequences that the layer gets.
-        copies: rows per prompt (beams); the first of them is read, so that all share one choice.
-        blocks: int64 (b, k), slots of equal numbers from 0 on see each other, also what stands behind; None where every
-            slot sees what stands before it.
-
-    Returns:
-        Function from queries, keys and scaling to the readings by name, prompts first.
-    """
-    readings = {_BY_TAP[name] for name in want if name in _BY_TAP}
-    if not readings:
-        return None
-    length = layout.mask.shape[1]
-
-    def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
-        # A static cache hands over all its slots, also those that nothing has been written to.
-        query, key = query[::copies].detach(), key[::copies, :, :length].detach()
-        mask = layout.mask.to(key.device)
-        seen: dict[str, Any] = {}
-        if "attention" in readings:
-            seen["attention"] = attention_rows(query[:, :, -1:], key, scaling, mask)[:, :, 0]
-        for image in range(len(layout.rows)) if readings & {"text_attention", "peaks"} else ():
-            for name, value in _read_image(image, query, key, scaling, layout, blocks, readings).items():
-                seen.setdefault(name, []).append(value)
-        if "keys" in readings:
-            seen["keys"] = key.transpose(1, 2).flatten(2).clone()  # a static cache writes on into its slots
-        return seen
-
-    return read
+def in_decoder(signal: Signal) -> bool:
+    """Tell whether a signal is read inside the language model."""
+    return isinstance(signal.source, FromDecoder | FromStates | FromInputs)
 
 
-def _read_image(
-    image: int,
-    query: Tensor,
-    key: Tensor,
-    scaling: float,
-    layout: Layout,
-    blocks: Tensor | None,
-    readings: Collection[str],
-) -> dict[str, Tensor]:
-    """Attention to one image's tokens from themselves and from the text behind."""
-    row, slots = layout.rows[image], layout.slots[image].to(key.device)
-    text = _text_behind(layout, row, slots).to(key.device)
-    if not text.shape[0]:
-        raise UnsupportedError(
-            f"prune: prompt {row} has no text behind its image {layout.rows[:image].count(row)}, and a stage inside "
-            "the decoder chooses by what that text attends to; put the question behind the image"
-        )
-    one, asking = slice(row, row + 1), torch.cat([slots, text]) if "peaks" in readings else text
-    visible = torch.arange(key.shape[2], device=key.device) <= asking[:, None]
-    if blocks is not None:
-        block = blocks[row].to(key.device)
-        visible = visible | ((block == block[asking][:, None]) & (block >= 0))
-    visible = (visible & layout.mask[row].to(key.device))[None]
-    rows = attention_rows(query[one][:, :, asking], key[one], scaling, visible)[0][..., slots]
-    seen = {}
-    if "peaks" in readings:
-        strongest, n = rows.amax(0), slots.shape[0]
-        seen["peaks"] = torch.stack([strongest[:n].sum(0) / n, strongest[n:].sum(0)])
-    if "text_attention" in readings:
-        seen["text_attention"] = rows[:, -text.shape[0] :].mean(0)
-    return seen
+def read_before(signal: Signal) -> bool:
+    """Tell whether a signal is read at the attention of the layer before a stage's."""
+    return isinstance(signal.source, FromDecoder) and signal.source.layer == -1
+
+
+def read_ahead(signal: Signal) -> bool:
+    """Tell whether a signal is read at the attention of the stage's own layer, ahead of it."""
+    return isinstance(signal.source, FromDecoder) and signal.source.layer == 0
+
+
+def known_mid_layer(signal: Signal) -> bool:
+    """Tell whether a signal is known as soon as the attention of the layer before is."""
+    return not in_decoder(signal) or read_before(signal) or isinstance(signal.source, FromInputs)
 
 
 class _StopError(Exception):
@@ -106,21 +46,21 @@ def next_attention(
     attention: nn.Module,
     hidden: Float[Tensor, "b k d"],
     rotary: tuple[Tensor, Tensor],
-    visible: Bool[Tensor, "b k"],
-) -> Float[Tensor, "b h k"]:
-    """Attention of the last token in a layer that has not run yet. It costs its projections; no cache is touched.
+    reader: Reader,
+) -> Found:
+    """Read a layer that has not run yet. It costs its projections; no cache is touched.
 
     Args:
         layer: the decoder layer.
         attention: its attention module.
         hidden: what the layer is about to get.
         rotary: its cosines and sines.
-        visible: False on padding.
+        reader: from `decoder_reader`.
     """
-    rows: list[Tensor] = []
+    found: list[Found] = []
 
     def read(query: Tensor, key: Tensor, scaling: float) -> None:
-        rows.append(attention_rows(query[:, :, -1:], key, scaling, visible.to(key.device))[:, :, 0])
+        found.append(reader(query, key, scaling))
         raise _StopError
 
     with tap(attention, read), suppress(_StopError):
@@ -130,70 +70,56 @@ def next_attention(
             attention_mask=None,
             past_key_values=None,
         )
-    return rows[0]
+    return found[0]
 
 
-def fill_signals(
-    images: Sequence[Tokens], want: Collection[str], layout: Layout, readings: Mapping[str, Any]
-) -> list[Tokens]:
-    """Every image with its own part of what was read.
+def read_states(signals: Sequence[Signal], layout: Layout, output: LayerOutput) -> Found:
+    """Read the output of the layer before a stage.
 
     Args:
-        images: the visual tokens that are left.
-        want: names of `Tokens` fields.
-        layout: where they stand.
-        readings: by name. Prompts first: attention and next_attention float (b, h, k), keys float (b, k, e), states and
-            hidden float (b, k, d), embeds float (b, l, d) over the columns of the dense prompt. For each image: peaks
-            float (2, n), text_attention float (t, n), entered float (e, d).
+        signals: those with a `FromStates` source are read.
+        layout: which token is in which slot.
+        output: of all prompts.
     """
-    wanted = [name for name in want if name in _PARTS]
-    if not wanted:
-        return list(images)
-    filled = []
-    for image, (tokens, row, slots) in enumerate(zip(images, layout.rows, layout.slots, strict=True)):
-        text = _text_behind(layout, row, slots)
-        places = {"image": slots, "text": text, "column": layout.columns[row, text]}
-        changes = {}
-        for name in wanted:
-            reading, part, take = _PARTS[name]
-            if part == "whole":
-                changes[name] = readings[reading][image].to(tokens.visual.device)
-                continue
-            source = readings[reading][row]
-            changes[name] = take(source, places[part].to(source.device)).to(tokens.visual.device)
-        filled.append(replace(tokens, **changes))
-    return filled
+    device = output.hidden.device
+    found: Found = []
+    for row, slots, text in zip(layout.rows, layout.slots, text_after(layout), strict=True):
+        view = ImageStates(output, row, slots.to(device), text.to(device))
+        found.append({s: s.source.read(view) for s in signals if isinstance(s.source, FromStates)})
+    return found
 
 
-def _text_behind(layout: Layout, row: int, slots: Tensor) -> Tensor:
-    """Slots of the row's text behind an image."""
-    text = layout.mask[row].clone()
-    for other, taken in zip(layout.rows, layout.slots, strict=True):
-        if other == row:
-            text[taken] = False
-    text[: int(slots[-1])] = False
-    return text.nonzero().flatten()
+def read_inputs(
+    signals: Sequence[Signal], layout: Layout, entered: Sequence[Tensor], embeds: Float[Tensor, "b l d"]
+) -> Found:
+    """Read what entered the language model.
+
+    Args:
+        signals: those with a `FromInputs` source are read.
+        layout: which token is in which slot.
+        entered: float (o, d) for each image, its tokens that entered.
+        embeds: embeddings of the dense prompt's columns.
+    """
+    found: Found = []
+    for image, row, text in zip(entered, layout.rows, text_after(layout), strict=True):
+        columns = layout.columns[row, text].to(embeds.device)
+        view = ImageEntered(image, embeds[row, columns])
+        found.append({s: s.source.read(view) for s in signals if isinstance(s.source, FromInputs)})
+    return found
 
 
-def _columns(rows: Tensor, slots: Tensor) -> Tensor:
-    return rows[:, slots]
+def with_readings(images: Sequence[Tokens], *found: Found) -> list[Tokens]:
+    """Every image with what was read of it, on its own device."""
+    known = []
+    for i, tokens in enumerate(images):
+        values = {signal: value for part in found if part for signal, value in part[i].items()}
+        device = tokens.visual.device
+        here = {signal: value.to(device) for signal, value in values.items()}
+        known.append(tokens.knowing(here) if here else tokens)
+    return known
 
 
-def _rows(rows: Tensor, slots: Tensor) -> Tensor:
-    return rows[slots]
-
-
-_PARTS: dict[str, tuple[str, str, Callable[[Tensor, Tensor], Tensor]]] = {
-    "decoder_attention": ("attention", "image", _columns),
-    "decoder_next_attention": ("next_attention", "image", _columns),
-    "decoder_keys": ("keys", "image", _rows),
-    "decoder_states": ("states", "image", _rows),
-    "decoder_hidden": ("hidden", "image", _rows),
-    "decoder_text_attention": ("text_attention", "whole", _rows),
-    "decoder_peaks": ("peaks", "whole", _rows),
-    "decoder_entered": ("entered", "whole", _rows),
-    "decoder_text": ("embeds", "column", _rows),
-    "decoder_text_keys": ("keys", "text", _rows),
-    "decoder_text_states": ("states", "text", _rows),
-}
-"""For each field: which reading, of whose slots ("whole": it is the image's own), and how they are taken out of it."""
+def without_readings(images: Sequence[Tokens], signals: Sequence[Signal]) -> list[Tokens]:
+    """Every image without what was read inside the language model: it is about one layer."""
+    gone = {signal: None for signal in signals if in_decoder(signal)}
+    return [tokens.knowing(gone) for tokens in images]

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -90,33 +90,6 @@ def tap(module: nn.Module, read: Reader) -> Iterator[list[Any]]:
     finally:
         module.config = original
         del _open[module]
-
-
-def tower_reader(want: Collection[str], prefix: int) -> Reader:
-    """A reader for `tap` on a vision tower; row 0 of the tower is taken for the CLS token.
-
-    Args:
-        want: names of `Tokens` fields, of "cls_attention", "cls_attention_first", "cls_attention_last", "vision_keys",
-            "vision_last_keys" and "vision_last_cls".
-        prefix: number of leading rows that are no visual tokens (1 for a dropped CLS token).
-
-    Returns:
-        Function from queries, keys and scaling to the wanted fields, images first.
-    """
-
-    def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
-        seen: dict[str, Tensor] = {}
-        for name in {"cls_attention", "cls_attention_first", "cls_attention_last"} & set(want):
-            seen[name] = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:]
-        if "vision_keys" in want:
-            seen["vision_keys"] = key.mean(1)[:, prefix:]
-        if "vision_last_keys" in want:
-            seen["vision_last_keys"] = key.transpose(1, 2).flatten(2)[:, prefix:]
-        if "vision_last_cls" in want:
-            seen["vision_last_cls"] = torch.stack([query[:, :, 0], key[:, :, 0]], dim=1).flatten(2)
-        return seen
-
-    return read
 
 
 def _tapped(

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tokenprune.core.signals import GRID, IMAGE_KEY, PROJECT, TILE_GRID, TILES, FromProjector, FromTower, Signal
 from tokenprune.models.adapter import NO_SIGNALS
+from tokenprune.models.attended import read_rows
 from tokenprune.models.interleave import in_prompt_order
 from tokenprune.models.llava import LlavaAdapter
 from tokenprune.models.tap import tap
@@ -68,13 +70,11 @@ class TiledAdapter(LlavaAdapter):
     images_apart: ClassVar[bool] = False
     kinds: ClassVar[tuple[Kind, ...]] = (IMAGES,)
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """Those of the CLS token only with a tower that has one."""
-        embeddings = getattr(self.vision_tower, "embeddings", None)
-        has_cls = any(getattr(embeddings, name, None) is not None for name in ("class_embedding", "cls_token"))
-        of_cls = {"cls_attention", "cls_attention_first"} if has_cls else set()
-        return frozenset({"text", "question", "key", "tiles", "vision_states", "vision_keys"} | of_cls)
+    known: ClassVar[frozenset[Signal]] = LlavaAdapter.known - {GRID, PROJECT} | {TILES}
+
+    def reads(self, signal: Signal) -> bool:
+        """Those with a value for each token: of others there is one per tile, not one per image."""
+        return super().reads(signal) and signal.token_axis is not None
 
     @property
     def projector(self) -> nn.Module:
@@ -117,16 +117,17 @@ class TiledAdapter(LlavaAdapter):
             return pixels
         return torch.cat([image[:count] for image, count in zip(pixels, pieces, strict=True)])
 
-    def encode(self, inputs: Mapping[str, Any], want: Collection[str] = NO_SIGNALS) -> Vision:
+    def encode(self, inputs: Mapping[str, Any], want: Collection[Signal] = NO_SIGNALS) -> Vision:
         """Run tower and projector once for each kind of input; see `Adapter.encode`."""
+        want = [signal for signal in want if self.why_not(signal) is None]
         parts = [
-            (int(getattr(self.model.config, kind.token)), self._encode(kind, inputs, self.signals & set(want)))
+            (int(getattr(self.model.config, kind.token)), self._encode(kind, inputs, want))
             for kind in self.kinds
             if inputs.get(kind.argument) is not None
         ]
         return in_prompt_order(parts, inputs.get("input_ids"))
 
-    def _encode(self, kind: Kind, inputs: Mapping[str, Any], want: Collection[str]) -> Vision:
+    def _encode(self, kind: Kind, inputs: Mapping[str, Any], want: Collection[Signal]) -> Vision:
         method = getattr(self.base, kind.method)
         # The pixels go by position: their name changed between releases.
         known = list(inspect.signature(method).parameters)[1:]
@@ -139,27 +140,27 @@ class TiledAdapter(LlavaAdapter):
         layout = self.arrangement(kind, inputs, *given[0].shape[:2])
         counts = tuple(len(image) for image in layout.place(given[0].new_zeros(*given[0].shape[:2], 1)))
         features = torch.cat(self.completed([image.flatten(0, -2) for image in output.pooler_output], counts))
-        signals: dict[str, Any] = {}
-        if "vision_states" in want:
-            signals["vision_states"] = tuple(layout.place(given[0]))
-        for name, value in ((name, value) for seen in taps for name, value in seen[0].items()):
-            if name == "vision_keys":
-                signals[name] = tuple(layout.place(self.group(value)))
-            else:
-                rows = self.group(value.transpose(1, 2)) * (value.shape[2] // given[0].shape[1])
-                signals[name] = tuple(image.T for image in layout.place(rows))
-        keys = None
-        if "key" in want:
-            keys = combined_keys(image_keys(self.tiles(kind, inputs, layout.pieces)), layout.pieces)
-        return Vision(
-            features=features,
-            counts=counts,
-            grids=layout.grids,
-            keys=keys,
-            tiles=layout.numbers,
-            tile_grids=layout.tile_grids,
-            **signals,
-        )
+        read = {signal: torch.stack(values) for seen in taps for signal, values in seen[0].items()}
+        rows = [signal for signal in want if isinstance(signal.source, FromProjector)]
+        signals: dict[Signal, tuple[Any, ...]] = {TILES: layout.numbers, TILE_GRID: layout.tile_grids}
+        signals |= {s: self._placed(s, torch.stack(v), layout, 1) for s, v in read_rows(rows, given[0], 0).items()}
+        for signal, value in read.items():
+            axis = 1 + (signal.token_axis or 0)
+            signals[signal] = self._placed(signal, value, layout, value.shape[axis] // given[0].shape[1])
+        if IMAGE_KEY in want:
+            pixels = self.tiles(kind, inputs, layout.pieces)
+            signals[IMAGE_KEY] = combined_keys(image_keys(pixels), layout.pieces)
+        return Vision(features=features, counts=counts, grids=layout.grids, signals=signals)
+
+    def _placed(self, signal: Signal, value: Tensor, layout: Arrangement, patches: int) -> tuple[Tensor, ...]:
+        """The values of all tiles at the tokens of the images; `patches` make up a token."""
+        axis = 1 + (signal.token_axis or 0)
+        rows = value.movedim(axis, 1)  # (t, p, ...)
+        if patches > 1 or signal.source.__class__ is FromTower:
+            rows = self.group(rows)  # (t, n, ...)
+        if signal.merged == "sum":
+            rows = rows * patches
+        return tuple(image.movedim(0, axis - 1) for image in layout.place(rows))
 
 
 @contextmanager

@@ -11,16 +11,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tokenprune.core.merging import Merge, Merging, TowerState
+from tokenprune.core.signals import TOWER_SIZE, FromProjector, FromTower, Signal
 from tokenprune.models.adapter import Adapter, TowerUse
 from tokenprune.models.errors import UnsupportedError
-from tokenprune.models.vision import SIGNALS, Vision
-from tokenprune.tower import Merge, TowerState, TowerStrategy
+from tokenprune.models.vision import Vision
 
 _PARTS = ("layer_norm1", "self_attn", "layer_norm2", "mlp")
 _turn = threading.RLock()
 
 
-def check_layers(strategy: TowerStrategy, layers: Sequence[nn.Module], family: str) -> None:
+def check_layers(strategy: Merging, layers: Sequence[nn.Module], family: str) -> None:
     """Raise unless the layers are of the known kind and their attention takes the masks that merging needs.
 
     Raises:
@@ -54,7 +55,7 @@ class TowerRun:
         fired: how often each layer ran.
     """
 
-    def __init__(self, strategy: TowerStrategy, use: TowerUse) -> None:
+    def __init__(self, strategy: Merging, use: TowerUse) -> None:
         self.strategy = strategy
         self.use = use
         self.states: list[TowerState] = []
@@ -105,17 +106,17 @@ class TowerRun:
             hidden_states=layer.layer_norm1(hidden_states), attention_mask=self.mask(hidden_states), **kwargs
         )
         hidden = residual + attended
-        if self.strategy.where == "attention":
+        if self.strategy.place.after == "attention":
             hidden = self.merge(number, hidden, layer.self_attn.num_heads)
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-        if self.strategy.where == "output":
+        if self.strategy.place.after == "layer":
             hidden = self.merge(number, hidden, layer.self_attn.num_heads)
         return hidden
 
     def mask(self, hidden: Float[Tensor, "b p c"]) -> Float[Tensor, "b 1 p p"] | None:
         """What is added to the attention logits: log sizes, minus infinity for rows that only fill up."""
         length, shortest = hidden.shape[1], min(state.size.shape[0] for state in self.states)
-        proportional = self.strategy.proportional and shortest < self.length
+        proportional = self.strategy.place.weighted and shortest < self.length
         if not proportional and shortest == length:
             return None
         sizes = torch.stack([nn.functional.pad(state.size, (0, length - state.size.shape[0])) for state in self.states])
@@ -137,7 +138,7 @@ class TowerRun:
                     number,
                     len(self.use.layers),
                     replace(state, x=state.x.detach()),
-                    metric if self.strategy.where == "attention" else None,
+                    metric if self.strategy.place.after == "attention" else None,
                     prefix=self.use.prefix,
                     patches=self.length - self.use.prefix,
                 )
@@ -161,9 +162,7 @@ class TowerRun:
         return steps[layer][1] if layer < len(steps) else self.states[image].size
 
 
-def encode_merged(
-    adapter: Adapter, inputs: Mapping[str, Any], want: Collection[str], strategy: TowerStrategy
-) -> Vision:
+def encode_merged(adapter: Adapter, inputs: Mapping[str, Any], want: Collection[Signal], strategy: Merging) -> Vision:
     """`adapter.encode` with merging in the tower. One call at a time: others wait for their turn.
 
     Every image has as many tokens as without merging. A merged token stands at the place of one of its patches; rows at
@@ -173,7 +172,7 @@ def encode_merged(
     Args:
         adapter: the model's adapter.
         inputs: as for `Adapter.encode`.
-        want: names of `Tokens` fields.
+        want: signals.
         strategy: what merges.
 
     Raises:
@@ -208,34 +207,26 @@ def _spread(vision: Vision, run: TowerRun, layers: int) -> Vision:
         place = places[image].to(rows.device)
         return rows.new_zeros((count, *rows.shape[1:])).index_copy(0, place, rows[: place.shape[0]])
 
-    changes: dict[str, Any] = {
-        "features": torch.cat([spread(rows, i) for i, rows in enumerate(vision.features.split(vision.counts))]),
-        "counts": (count,) * len(places),
-        "grids": (run.use.grid,) * len(places),
-        "tower_size": tuple(spread(state.size[crop:], i)[None] for i, state in enumerate(run.states)),
-    }
-    last = len(run.use.layers) - 1
-    read_at = {
-        "cls_attention": last,
-        "cls_attention_first": 0,
-        "cls_attention_last": layers - 1,
-        "vision_keys": last,
-        "vision_last_keys": layers - 1,
-    }
-    for name in SIGNALS:
-        values = getattr(vision, name)
-        if values is None:
-            continue
-        if name == "vision_states":
-            changes[name] = tuple(spread(rows, i) for i, rows in enumerate(values))
-        elif name in read_at:
-            carry = _attention if name.startswith("cls_attention") else _keys
-            carried = [carry(run, i, read_at[name], rows) for i, rows in enumerate(values)]
-            if carry is _attention:
-                changes[name] = tuple(spread(rows.T, i).T for i, rows in enumerate(carried))
-            else:
-                changes[name] = tuple(spread(rows, i) for i, rows in enumerate(carried))
-    return replace(vision, **changes)
+    signals: dict[Signal, tuple[Any, ...]] = {}
+    for signal, values in vision.signals.items():
+        axis, source = signal.token_axis, signal.source
+        if axis is None or not isinstance(source, FromTower | FromProjector):
+            signals[signal] = values
+        elif isinstance(source, FromProjector):
+            signals[signal] = tuple(spread(rows, i) for i, rows in enumerate(values))
+        else:
+            layer = len(run.use.layers) - 1 if source.layer == "used" else source.layer % layers
+            carry = _attention if signal.merged == "sum" else _keys
+            carried = [carry(run, i, layer, rows) for i, rows in enumerate(values)]
+            signals[signal] = tuple(spread(rows.movedim(axis, 0), i).movedim(0, axis) for i, rows in enumerate(carried))
+    signals[TOWER_SIZE] = tuple(spread(state.size[crop:], i)[None] for i, state in enumerate(run.states))
+    return replace(
+        vision,
+        features=torch.cat([spread(rows, i) for i, rows in enumerate(vision.features.split(vision.counts))]),
+        counts=(count,) * len(places),
+        grids=(run.use.grid,) * len(places),
+        signals=signals,
+    )
 
 
 def _keys(run: TowerRun, image: int, layer: int, rows: Float[Tensor, "_ e"]) -> Float[Tensor, "r e"]:
@@ -251,7 +242,7 @@ def _keys(run: TowerRun, image: int, layer: int, rows: Float[Tensor, "_ e"]) -> 
 def _attention(run: TowerRun, image: int, layer: int, rows: Float[Tensor, "h _"]) -> Float[Tensor, "h r"]:
     """Attention to the rows that entered a layer, with their sizes as the layer saw them, summed over groups."""
     group, size = _entered(run, image, layer, rows.device)
-    weight = size if run.strategy.proportional else torch.ones_like(size)
+    weight = size if run.strategy.place.weighted else torch.ones_like(size)
     rest = (1 - rows.sum(1, keepdim=True)).clamp_min(0) if run.use.crop else torch.zeros_like(rows[:, :1])
     weighted = rows[:, : group.shape[0]] * weight
     weighted = weighted / (weighted.sum(1, keepdim=True) + rest)

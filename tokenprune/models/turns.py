@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tokenprune.core.places import Positions
+from tokenprune.core.selection import Selection
 from tokenprune.models.compact import PrunedPrompt, compact
 from tokenprune.models.prompt import Prompt, Segment
-from tokenprune.strategy import PositionPolicy
-from tokenprune.tokens import Selection
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,7 +36,7 @@ class CachedPrompt:
     prompt: tuple[int, ...]
     positions: Int[Tensor, "*axes b s"]
     keys: tuple[tuple[int, ...], ...] | None
-    policy: PositionPolicy
+    policy: Positions
 
     @property
     def length(self) -> int:

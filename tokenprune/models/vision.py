@@ -1,26 +1,16 @@
 """What the vision side of a model says about a batch of images."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-Grid = tuple[int, int] | None
+from tokenprune.core.signals import IMAGE_KEY, Signal
 
-SIGNALS = (
-    "cls_attention",
-    "cls_attention_first",
-    "vision_states",
-    "vision_cls",
-    "vision_keys",
-    "vision_last_keys",
-    "vision_last_cls",
-    "cls_attention_last",
-)
-"""Fields of `Tokens` that hold a tensor from the vision tower."""
+Grid = tuple[int, int] | None
 
 _MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio as int64: neighbouring pixels get unrelated weights
 
@@ -35,35 +25,15 @@ class Vision:
         features: float (n, d), projected tokens of all images one after another.
         counts: number of tokens of each image.
         grids: (rows, columns) of each image's raster, or None where the tokens are no raster.
-        keys: `Tokens.key` of each image, when asked for.
-        tiles: `Tokens.tiles` of each image that has several tiles or newline tokens, None for the others.
-        tile_grids: `Tokens.tile_grid` of each image, or None.
+        signals: what else is known, a value for each image; None where an image has none.
         deepstack: float (layers, n, d), what the first decoder layers add to the visual tokens, where they do.
-        cls_attention, cls_attention_first, cls_attention_last: the field of `Tokens` of that name for each image, when
-            asked for.
-        vision_states, vision_cls, vision_keys, vision_last_keys, vision_last_cls: likewise.
-        clip_visual, tower_size: the same; filled by `see`, not by adapters.
-        project: the projector, when asked for.
     """
 
     features: Float[Tensor, "n d"]
     counts: tuple[int, ...]
     grids: tuple[Grid, ...]
-    keys: tuple[int, ...] | None = None
-    tiles: tuple[Int[Tensor, " _"] | None, ...] | None = None
-    tile_grids: tuple[Grid, ...] | None = None
+    signals: Mapping[Signal, tuple[Any, ...]] = field(default_factory=dict)
     deepstack: Float[Tensor, "layers n d"] | None = None
-    cls_attention: tuple[Float[Tensor, "h _"], ...] | None = None
-    cls_attention_first: tuple[Float[Tensor, "h _"], ...] | None = None
-    vision_states: tuple[Float[Tensor, "_ c"], ...] | None = None
-    vision_cls: tuple[Float[Tensor, "1 c"], ...] | None = None
-    vision_keys: tuple[Float[Tensor, "_ e"], ...] | None = None
-    vision_last_keys: tuple[Float[Tensor, "_ f"], ...] | None = None
-    vision_last_cls: tuple[Float[Tensor, "2 f"], ...] | None = None
-    cls_attention_last: tuple[Float[Tensor, "h _"], ...] | None = None
-    clip_visual: tuple[Float[Tensor, "_ p"], ...] | None = None
-    tower_size: tuple[Float[Tensor, "1 _"], ...] | None = None
-    project: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if sum(self.counts) != self.features.shape[0] or len(self.grids) != len(self.counts):
@@ -72,20 +42,19 @@ class Vision:
                 f"fit {self.features.shape[0]} rows of features; an adapter must return one row per placeholder"
             )
 
-    def of(self, image: int, device: torch.device) -> dict[str, Any]:
-        """The fields of `Tokens` that these signals fill for one image, detached and on one device."""
-        fields: dict[str, Any] = {"grid": self.grids[image], "project": self.project}
-        if self.tiles is not None and (tiles := self.tiles[image]) is not None:
-            fields["tiles"] = tiles.to(device)
-        if self.tile_grids is not None:
-            fields["tile_grid"] = self.tile_grids[image]
-        if self.keys is not None:
-            fields["key"] = self.keys[image]
-        for name in (*SIGNALS, "clip_visual", "tower_size"):
-            values = getattr(self, name)
-            if values is not None:
-                fields[name] = values[image].detach().to(device)
-        return fields
+    @property
+    def keys(self) -> tuple[int, ...] | None:
+        """`IMAGE_KEY` of each image, when it was wanted."""
+        return self.signals.get(IMAGE_KEY)
+
+    def of(self, image: int, device: torch.device) -> dict[Signal, Any]:
+        """What is known of one image, tensors detached and on one device."""
+        known = {signal: values[image] for signal, values in self.signals.items()}
+        return {
+            signal: value.detach().to(device) if isinstance(value, Tensor) else value
+            for signal, value in known.items()
+            if value is not None
+        }
 
 
 def image_keys(pixels: Float[Tensor, "images *shape"]) -> tuple[int, ...]:

@@ -11,10 +11,10 @@ from tests.unit.analysis.clouds import bundled_model
 from tokenprune import GreedyRepMax, MIAlignment
 from tokenprune.analysis import AnswerRecord, analyse_damage, analyse_turns, measure_calibration, measure_damage
 from tokenprune.baselines import GridPool, Random
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate import bundled_samples
 from tokenprune.evaluate.answers import answer, ask_batches
 from tokenprune.evaluate.scenes import second_questions
-from tokenprune.strategy import PruningStrategy
 
 
 def records(correct: str, *, texts: str = "", confidence: float = 0.8, divergence: float = 0.0) -> list[AnswerRecord]:

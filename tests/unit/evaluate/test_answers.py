@@ -5,10 +5,10 @@ import torch
 
 from tests.unit.evaluate.tiny import tiny_loaded, tiny_samples
 from tokenprune import GreedyRepMax, prune
+from tokenprune.core.text import parse
 from tokenprune.evaluate.answers import answer, ask_again, ask_batches, signals_of
 from tokenprune.evaluate.batches import processed
 from tokenprune.models import select_tokens
-from tokenprune.parsing import parse
 
 
 def test_confidence_is_the_product_over_the_answer_and_first_its_first_distribution() -> None:

@@ -11,7 +11,10 @@ from PIL import Image
 
 from tests.unit.evaluate.tiny import tiny_loaded, tiny_samples, tiny_settings
 from tokenprune import registry
-from tokenprune.budget import Keep
+from tokenprune.core.budget import Keep
+from tokenprune.core.selection import Selection
+from tokenprune.core.strategy import PruningStrategy
+from tokenprune.core.tokens import Tokens
 from tokenprune.evaluate import comparison as module
 from tokenprune.evaluate.comparison import Comparison, compare
 from tokenprune.evaluate.loading import LoadedModel
@@ -19,8 +22,6 @@ from tokenprune.evaluate.methods import Method
 from tokenprune.evaluate.runner import Runner
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.significance import corrected
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection, Tokens
 
 # From a dense run of the tiny model: some right answers, so that accuracies are neither 0 nor 1.
 RIGHT = ("w51 w18", "w51 w116")

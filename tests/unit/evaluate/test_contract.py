@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tokenprune import MIAlignment, Tokens, registry
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.contract import text_source
-from tokenprune.strategy import PruningStrategy
 from tokenprune.testing import random_tokens
 
 

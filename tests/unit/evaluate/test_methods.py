@@ -1,10 +1,10 @@
 import pytest
 
 from tokenprune.baselines import Random
+from tokenprune.core.text import parse
 from tokenprune.evaluate.cells import make_cells
 from tokenprune.evaluate.methods import Method, parse_budget, show_budget
 from tokenprune.evaluate.settings import Settings
-from tokenprune.parsing import parse
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.cells import DENSE
 from tokenprune.evaluate.cost.break_even import Pace, output_lengths
 from tokenprune.evaluate.cost.configs import random_model, random_pictures, random_prompts
@@ -18,7 +19,6 @@ from tokenprune.evaluate.cost.stages import Stages, run_stages
 from tokenprune.evaluate.cost.timing import Spread, spread, time_call
 from tokenprune.models import adapter_for
 from tokenprune.models.vision import SIGNALS, Vision
-from tokenprune.strategy import PruningStrategy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.core.strategy import PruningStrategy
+from tokenprune.core.tokens import Tokens
 from tokenprune.evaluate.cost.roofline import Roofline
 from tokenprune.evaluate.cost.timing import Spread, time_call
-from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tokenprune.core.places import Positions
+from tokenprune.core.selection import Selection
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.cost.flops import padded_lengths
 from tokenprune.evaluate.decode import generate_timed
 from tokenprune.models import build_prompt, compact, select_tokens
@@ -21,8 +24,6 @@ from tokenprune.models.prompt import Prompt
 from tokenprune.models.pruning import Pruned
 from tokenprune.models.select import place_strategy
 from tokenprune.models.vision import Vision
-from tokenprune.strategy import PositionPolicy, PruningStrategy
-from tokenprune.tokens import Selection
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,7 +66,7 @@ def run_stages(
     vision: Vision,
     strategy: PruningStrategy | None,
     *,
-    positions: PositionPolicy | None = None,
+    positions: Positions | None = None,
     max_new_tokens: int = 16,
     options: Mapping[str, Any] | None = None,
 ) -> Stages:
