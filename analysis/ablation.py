@@ -227,7 +227,7 @@ def _cells(variants: Sequence[Variant], keep: Keep, seeds: tuple[int, ...]) -> t
         own = []
         for seed, strategy in variant.strategies(keep, seeds):
             # "compact" written out is what a strategy with compact positions does anyway.
-            policy = variant.positions or strategy.positions
+            policy = variant.positions or strategy.place.positions
             key = (repr(strategy), policy)
             if key not in known:
                 known[key] = f"{len(cells):03d}-{_slug(variant.text)}" + ("" if seed is None else f"-s{seed}")

@@ -9,6 +9,7 @@ import numpy as np
 from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, overlap
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import summarise
+from tokenprune.core.places import InDecoder
 from tokenprune.core.selection import Selection
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.statistics import Interval
@@ -102,7 +103,7 @@ def check_strategies(strategies: Sequence[PruningStrategy], *, owner: str) -> No
     if not strategies:
         raise ValueError(f"{owner}: strategies is empty; give at least one, for example GreedyRepMax(64)")
     for strategy in strategies:
-        if strategy.site == "decoder":
+        if isinstance(strategy.place, InDecoder):
             raise ValueError(
                 f"{owner}: {strategy!r} acts inside the language model, whose attention is not computed here; choose "
                 "strategies that act at the projector"

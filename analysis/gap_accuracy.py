@@ -13,6 +13,7 @@ from tokenprune.analysis.intervals import show
 from tokenprune.analysis.within import within_correlation
 from tokenprune.core.budget import Keep, keep_count
 from tokenprune.core.selection import Selection
+from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.evaluate.methods import show_budget
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.significance import corrected, paired_p_value
@@ -238,7 +239,7 @@ def analyse_gap(
     found: list[KeptSets] = []
     right: dict[str, list[bool]] = {}
     apart: dict[str, list[float]] = {}
-    for batch in watch(ask_batches(loaded, samples, batch_size=batch_size, want=("key",))):
+    for batch in watch(ask_batches(loaded, samples, batch_size=batch_size, want=(IMAGE_KEY,))):
         tokens = batch.prompt.tokens()
         own = [
             kept_sets(

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tokenprune.analysis.letterbox import letterboxed, padding_tokens
+from tokenprune.core.signals import IMAGE_KEY, Signal
 from tokenprune.core.tokens import Tokens
 from tokenprune.evaluate.samples import Sample, open_image
 
@@ -68,7 +69,7 @@ def stream_images(
     *,
     other_questions: Mapping[str, Sequence[str]] | None = None,
     objects: Mapping[str, Sequence[Sequence[int]]] | None = None,
-    want: Collection[str] = (),
+    want: Collection[Signal] = (),
     letterbox: bool = False,
 ) -> Iterator[AnalysedImage]:
     """Visual tokens at the projector output for every image of a data set, one sample in memory at a time.
@@ -78,7 +79,7 @@ def stream_images(
         samples: the data set. Image i of a sample with several images gets the id "sample#i".
         other_questions: by sample id, questions to put in place of the sample's own. The pictures are encoded once.
         objects: by sample id, for each annotated object the visual tokens that it covers (samples with one image).
-        want: further fields of `Tokens` that strategies need, for example "cls_attention". The key by which random
+        want: further signals that strategies read, for example `CLS_ATTENTION`. The key by which random
             strategies tell images apart is always there.
         letterbox: pad every picture to a square first, as LLaVA-1.5's own preprocessing does, and tell which tokens see
             nothing but padding.
@@ -111,7 +112,7 @@ def stream_images(
         with torch.no_grad():
             inputs = on_device(processed(loaded.processor, [sample]))
             count = len(sample.images)
-            vision = see(adapter, take_images(inputs, adapter.modality_keys, count, range(count)), {*want, "key"})
+            vision = see(adapter, take_images(inputs, adapter.modality_keys, count, range(count)), {*want, IMAGE_KEY})
             own = build_prompt(adapter, inputs, vision).tokens(want)
             swapped = []
             for question in (other_questions or {}).get(sample.id, ()):
@@ -133,7 +134,7 @@ def bundled_images(
     *,
     seed: int = 0,
     swap: bool = False,
-    want: Collection[str] = (),
+    want: Collection[Signal] = (),
     letterbox: bool = False,
 ) -> Iterator[AnalysedImage]:
     """Held-out scenes of the bundled data: one question each (every kind equally often), cards as objects.

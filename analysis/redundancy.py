@@ -124,7 +124,7 @@ def analyse_redundancy(
             one side.
 
     Examples:
-        >>> from tokenprune.tokens import Tokens
+        >>> from tokenprune import Tokens
         >>> image = AnalysedImage(id="a", tokens=Tokens(torch.ones(4, 3), text=torch.eye(3)))
         >>> (report,) = analyse_redundancy([image], [Controls(unique=False, centre=False)])
         >>> report.difference["neighbours"].value

@@ -113,7 +113,7 @@ def analyse_turns(
             first, fresh = (select_tokens(strategy, one.prompt)[0] for one in (batch, later))
             for record, chosen in ((stale, first), (own, fresh)):
                 found = answer(
-                    loaded, later, selections=chosen, positions=strategy.positions, max_new_tokens=max_new_tokens
+                    loaded, later, selections=chosen, positions=strategy.place.positions, max_new_tokens=max_new_tokens
                 )
                 record[number].extend(one.correct for one in found)
             rows = [segment.row for segment in later.prompt.segments]

@@ -173,9 +173,9 @@ KEYS = Signal("decoder_keys", "n e", FromDecoder(lambda seen: _flat(seen.keys)[s
 """Keys of the layer before, after rotary embedding, heads side by side."""
 TEXT_KEYS = Signal("decoder_text_keys", "_ e", FromDecoder(lambda seen: _flat(seen.keys)[seen.text]))
 """The same of the text after the image."""
-STATES = Signal("decoder_states", "n d", FromStates(lambda seen: seen.normed[seen.image]))
+STATES = Signal("decoder_states", "n state", FromStates(lambda seen: seen.normed[seen.image]))
 """Output of the layer before, after the language model's final norm."""
-TEXT_STATES = Signal("decoder_text_states", "_ d", FromStates(lambda seen: seen.normed[seen.text]))
+TEXT_STATES = Signal("decoder_text_states", "_ state", FromStates(lambda seen: seen.normed[seen.text]))
 """The same of the text after the image."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.compare_bundled import RESULTS, run
 from tokenprune import strategies
 from tokenprune.bundled import load_model
+from tokenprune.core.places import InDecoder
 from tokenprune.evaluate.methods import CONTROLS, Method
 from tokenprune.models import adapter_for
 from tokenprune.models.clip import CLIP_SIGNALS
@@ -52,7 +53,7 @@ def methods() -> tuple[list[str], dict[str, str]]:
         try:
             fit_strategy(method.strategy(keep=0.5), adapter)
         except ValueError as error:
-            lacking = sorted(method.strategy(keep=0.5).needs & CLIP_SIGNALS)
+            lacking = CLIP_SIGNALS & set(method.strategy(keep=0.5).needs)
             reason = "needs the CLIP that the vision tower was made from; this one was trained here and has none"
             left_out[name] = reason if lacking else str(error)
         else:
@@ -65,7 +66,7 @@ def in_decoder(texts: list[str]) -> list[str]:
     found = []
     for text in texts:
         strategy = Method(text).strategy(keep=0.5)
-        if strategy.site == "decoder":
+        if isinstance(strategy.place, InDecoder):
             has_layer = "layer" in {field.name for field in fields(strategy)} if is_dataclass(strategy) else False
             found.append(f"{text}(layer=1)" if has_layer and "(" not in text else text)
     return found

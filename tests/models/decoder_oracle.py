@@ -5,15 +5,17 @@ positions are made here, and every step runs the whole sequence again.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tests.models.oracle import ByContent, features_of
-from tokenprune import PruningStrategy, Selection, Tokens, prune
+from tokenprune import Choice, PruningStrategy, Tokens, prune
+from tokenprune import strategy as method
+from tokenprune.core import places
 from tokenprune.core.places import Positions
+from tokenprune.core.signals import signal_named
 from tokenprune.models import Record
 from tokenprune.models.vision import image_keys
 
@@ -67,26 +69,30 @@ class Expected(NamedTuple):
     lengths: list[int]
 
 
-@dataclass(frozen=True, repr=False)
+@method("in_decoder", register=False)
 class InDecoder(ByContent):
     """Keeps 3 to 11 random tokens inside the decoder, how many and which depending on the image alone."""
 
-    name: ClassVar[str] = "in_decoder"
-    site = "decoder"
     layer: int = 2
 
+    @property
+    def place(self) -> places.InDecoder:
+        return places.InDecoder(self.layer, "compact")
 
-@dataclass(frozen=True, repr=False)
+
+@method("attended", register=False)
 class Attended(InDecoder):
     """As many of the most attended tokens."""
 
-    name: ClassVar[str] = "attended"
-    needs = frozenset({"key", "decoder_attention"})
+    needs = (
+        signal_named("key"),
+        signal_named("decoder_attention"),
+    )
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         assert tokens.decoder_attention is not None
         order = tokens.decoder_attention.mean(0).argsort(descending=True, stable=True)
-        return Selection(indices=order[: self.count(tokens)].sort().values, total=tokens.n)
+        return Choice(order[: self.count(tokens)].sort().values)
 
 
 def by_content(strategy: InDecoder) -> Rule:

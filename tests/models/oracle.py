@@ -1,21 +1,43 @@
 """What the tests of models share: test strategies, cached tiny models, and the comparison with the reference."""
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenprune import PruningStrategy, Selection, Tokens, prune
+from tokenprune import PLAIN, Choice, PruningStrategy, Tokens, prune
+from tokenprune import strategy as method
 from tokenprune.baselines import GridPool
+from tokenprune.core import strategy as core
 from tokenprune.core.places import Positions
+from tokenprune.core.signals import Signal, signal_named
 from tokenprune.models import Record
-from tokenprune.models.vision import SIGNALS
 from tokenprune.testing.reference import Reference, reference_logits
 from tokenprune.testing.tiny_models import MakeInputs, tiny_llava
 
-EVERYTHING = frozenset({*SIGNALS, "key", "project"})
+TOWER = (
+    "cls_attention",
+    "cls_attention_first",
+    "cls_attention_last",
+    "vision_states",
+    "vision_cls",
+    "vision_keys",
+    "vision_last_keys",
+    "vision_last_cls",
+)
+EVERYTHING = frozenset(signal_named(name) for name in (*TOWER, "key", "project"))
+
+
+def named(*names: str) -> frozenset[Signal]:
+    """Signals by their names."""
+    return frozenset(map(signal_named, names))
+
+
+def of(vision: Any, name: str) -> Any:
+    """The values of a signal for all images, None where it was not read."""
+    return vision.signals.get(signal_named(name))
+
 
 BATCHES = {
     "padded": ["look at <0> now", "<1> what is it", "tell me more about the things in <2> please"],
@@ -26,12 +48,11 @@ BATCHES = {
 }
 
 
-@dataclass(frozen=True, repr=False)
-class ByContent(PruningStrategy):
+@method("by_content", register=False)
+class ByContent(core.Stage):
     """Keeps 3 to 11 random tokens, how many and which depending on the image alone."""
 
-    name: ClassVar[str] = "by_content"
-    needs = frozenset({"key"})
+    needs = (signal_named("key"),)
 
     seed: int = 0
 
@@ -39,33 +60,30 @@ class ByContent(PruningStrategy):
         assert tokens.key is not None
         return 3 + (tokens.key + self.seed) % 9
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         assert tokens.key is not None
         generator = torch.Generator().manual_seed((tokens.key + self.seed) % 2**40)
         picked = torch.randperm(tokens.n, generator=generator)[: self.count(tokens)]
-        indices = (picked.sort().values if self.ascending else picked).to(tokens.visual.device)
-        return Selection(indices=indices, total=tokens.n)
+        indices = (picked.sort().values if "ascending" in self.promises else picked).to(tokens.visual.device)
+        return Choice(indices)
 
 
-@dataclass(frozen=True, repr=False)
+@method("in_pick_order", register=False)
 class InPickOrder(ByContent):
     """The same tokens, fed in the order in which they were drawn."""
 
-    name: ClassVar[str] = "in_pick_order"
-    ascending = False
+    promises = PLAIN - {"ascending"}
 
 
-@dataclass(frozen=True, repr=False)
-class KeepAll(PruningStrategy):
+@method("keep_all", register=False)
+class KeepAll(core.Stage):
     """Keeps everything."""
-
-    name: ClassVar[str] = "keep_all"
 
     def requested(self, tokens: Tokens) -> int | None:
         return tokens.n
 
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(tokens.n, device=tokens.visual.device), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(tokens.n, device=tokens.visual.device))
 
 
 @lru_cache

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.models.oracle import BATCHES, EVERYTHING, ByContent, InPickOrder, KeepAll, features_of, tiny, traces
+from tests.models.oracle import (
+    BATCHES,
+    EVERYTHING,
+    ByContent,
+    InPickOrder,
+    KeepAll,
+    features_of,
+    named,
+    of,
+    tiny,
+    traces,
+)
 from tokenprune import Selection, prune
 from tokenprune.core.places import Positions
 from tokenprune.models import Adapter, Vision, adapter_for, build_prompt, compact, families, select_tokens
@@ -56,22 +67,22 @@ def test_signals_equal_those_of_the_eager_tower(attention: str) -> None:
     for name, value in expected.items():
         # Attention lies in [0, 1]; the states are of size 5, and SDPA rounds otherwise than eager in the layers before.
         bound = 1e-6 if name.startswith("cls_attention") or attention == "eager" else 1e-5
-        assert (torch.stack(getattr(vision, name)) - value).abs().max() <= bound, name
+        assert (torch.stack(of(vision, name)) - value).abs().max() <= bound, name
     features = features_of(model, inputs)
     assert torch.equal(vision.features, torch.cat(features))
-    assert vision.project is not None
-    assert vision.vision_states is not None
-    torch.testing.assert_close(vision.project(vision.vision_states[1]), features[1])
+    assert of(vision, "project") is not None
+    assert of(vision, "vision_states") is not None
+    torch.testing.assert_close(of(vision, "project")(of(vision, "vision_states")[1]), features[1])
 
 
 def test_signals_come_only_when_wanted_and_leave_nothing() -> None:
     model, _ = tiny()
     encoded()
     before = traces(model)
-    _, _, vision = encoded(want=frozenset({"text", "grid"}))
-    assert all(getattr(vision, name) is None for name in (*SIGNALS, "keys", "project"))
-    _, _, vision = encoded(want=frozenset({"cls_attention"}))
-    assert [name for name in SIGNALS if getattr(vision, name) is not None] == ["cls_attention"]
+    _, _, vision = encoded(want=named("text", "grid"))
+    assert all(of(vision, name) is None for name in (*SIGNALS, "keys", "project"))
+    _, _, vision = encoded(want=named("cls_attention"))
+    assert [name for name in SIGNALS if of(vision, name) is not None] == ["cls_attention"]
     assert traces(model) == before
 
 
@@ -79,9 +90,11 @@ def test_signals_of_the_same_module_share_a_tap() -> None:
     model, make_inputs = tiny()
     inputs: dict[str, Any] = make_inputs(["see <0> there"])
     vision = adapter_for(model).encode({**inputs, "vision_feature_layer": -1}, EVERYTHING)
-    assert vision.vision_keys is not None
-    assert vision.vision_last_keys is not None
-    torch.testing.assert_close(vision.vision_last_keys[0].unflatten(-1, (3, 8)).mean(1), vision.vision_keys[0])
+    assert of(vision, "vision_keys") is not None
+    assert of(vision, "vision_last_keys") is not None
+    torch.testing.assert_close(
+        of(vision, "vision_last_keys")[0].unflatten(-1, (3, 8)).mean(1), of(vision, "vision_keys")[0]
+    )
     both = adapter_for(model).encode({**inputs, "vision_feature_layer": 2}, EVERYTHING)
     same = adapter_for(model).encode({**inputs, "vision_feature_layer": -2}, EVERYTHING)
     assert torch.equal(both.cls_attention[0], same.cls_attention[0])  # type: ignore[index]

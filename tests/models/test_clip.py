@@ -1,6 +1,5 @@
 """CLIP beside the model: signals, selections and refusals against direct calls of a CLIPModel."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,11 +10,14 @@ from torch import Tensor
 
 from tests.models.oracle import ByContent, tiny
 from tests.unit.evaluate.tiny import tiny_image, tiny_processor
-from tokenprune import PruningStrategy, Selection, Tokens, prune
+from tokenprune import Choice, PruningStrategy, Tokens, prune
+from tokenprune import strategy as method
 from tokenprune.baselines import TRIM, CDPruner
 from tokenprune.baselines.cdpruner import cdpruner
 from tokenprune.baselines.trim import trim
 from tokenprune.bundled import load_model, load_processor, load_scenes, prompt
+from tokenprune.core import strategy as core
+from tokenprune.core.signals import signal_named
 from tokenprune.evaluate.loading import load
 from tokenprune.models import Clip, UnsupportedError, prune_inputs, question_reader
 from tokenprune.models.families import adapter_for
@@ -101,20 +103,22 @@ def expected_visual(pixels: Tensor) -> Tensor:
     return result
 
 
-@dataclass(frozen=True, repr=False)
-class Looking(PruningStrategy):
+@method("looking", register=False)
+class Looking(core.Stage):
     """Keeps all but one token and hands out what it was shown."""
 
-    name: ClassVar[str] = "looking"
-    needs = frozenset({"clip_visual", "clip_text"})
+    needs = (
+        signal_named("clip_visual"),
+        signal_named("clip_text"),
+    )
     shown: ClassVar[list[Tokens]] = []
 
     def requested(self, tokens: Tokens) -> int | None:
         return tokens.n - 1
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         self.shown.append(tokens)
-        return Selection(indices=torch.arange(tokens.n - 1), total=tokens.n)
+        return Choice(torch.arange(tokens.n - 1))
 
 
 def test_signals_are_those_of_direct_calls() -> None:

@@ -2,8 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +12,10 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from tests.models.decoder_oracle import Attended, InDecoder
 from tests.models.oracle import BATCHES, ByContent, traces
 from tests.models.test_decoder_generate import LAYERS, tiny
-from tokenprune import GreedyRepMax, PruningStrategy, Selection, Tokens, parse, prune, prune_inputs
+from tokenprune import Choice, GreedyRepMax, PruningStrategy, Tokens, parse, prune, prune_inputs
+from tokenprune import strategy as method
 from tokenprune.baselines import FastV
+from tokenprune.core.signals import signal_named
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, select_tokens
 from tokenprune.models import signals as decoder_signals
 from tokenprune.models.tap import TAP, attention_rows, tap
@@ -32,17 +33,16 @@ def fail(*args: Any, **kwargs: Any) -> Any:
     raise PlannedError
 
 
-@dataclass(frozen=True, repr=False)
+@method("failing_inside", register=False)
 class Failing(InDecoder):
     """Raises while selecting, with a tap having been open."""
 
-    name: ClassVar[str] = "failing_inside"
-    needs = frozenset({"decoder_attention"})
+    needs = (signal_named("decoder_attention"),)
 
     def requested(self, tokens: Tokens) -> int | None:
         return None
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         raise PlannedError
 
 
@@ -301,20 +301,18 @@ def test_gradients_flow_through_a_pruned_forward_but_not_with_checkpointing() ->
             model(**make_inputs(ROWS))
 
 
-@dataclass(frozen=True, repr=False)
+@method("merging_inside", register=False)
 class Merging(InDecoder):
     """Claims to merge."""
 
-    name: ClassVar[str] = "merging_inside"
-    merges = True
+    yields = "merged"
 
 
-@dataclass(frozen=True, repr=False)
+@method("too_early", register=False)
 class TooEarly(ByContent):
     """Wants attention of the decoder before there is any."""
 
-    name: ClassVar[str] = "too_early"
-    needs = frozenset({"decoder_attention"})
+    needs = (signal_named("decoder_attention"),)
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,7 @@ def stages_of(drops: tuple[int, ...], policy: Positions) -> list[Stage]:
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "compact"])
-def test_every_step_equals_the_reference(
-    positions: Positions | None, attention: str, cache: str, batch: str
-) -> None:
+def test_every_step_equals_the_reference(positions: Positions | None, attention: str, cache: str, batch: str) -> None:
     model, make_inputs = tiny(attention)
     drops = (5, 0, 4, 2)
     stages = stages_of(drops, positions or "original")

@@ -59,9 +59,7 @@ def mustdrop_rule(global_thr: float, individual_thr: float, key_share: float) ->
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "original"])
-def test_every_step_equals_the_reference(
-    positions: Positions | None, attention: str, cache: str, batch: str
-) -> None:
+def test_every_step_equals_the_reference(positions: Positions | None, attention: str, cache: str, batch: str) -> None:
     model, make_inputs = tiny(attention)
     numbers: dict[str, Any] = {"global_thr": 0.06, "individual_thr": 0.08, "key_share": 0.1}
     stages = [Stage(layer, positions or "compact", mustdrop_rule(**numbers)) for layer in (1, 2, 3)]

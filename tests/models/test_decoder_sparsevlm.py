@@ -1,8 +1,5 @@
 """SparseVLM and strategies that make tokens inside the decoder, against the hand-made language model."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +8,11 @@ from tests.models.decoder_oracle import Answer, Attended, Rule, Stage, View, che
 from tests.models.oracle import BATCHES as ALL
 from tests.models.test_decoder_generate import LAYERS, number, tiny
 from tests.parity import references
-from tokenprune import Selection, Tokens, prune
+from tokenprune import Choice, Tokens, prune
+from tokenprune import strategy as method
 from tokenprune.baselines import DART, FastV, FitPruneStage, Random, SparseVLM, SparseVLMStage
 from tokenprune.core.places import Positions
+from tokenprune.core.signals import signal_named
 from tokenprune.models import UnsupportedError
 
 # Each value once; the full product is run by `make test-matrix`.
@@ -46,9 +45,7 @@ def sparsevlm_rule(keep: int) -> Rule:
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "original"])
-def test_every_step_equals_the_reference(
-    positions: Positions | None, attention: str, cache: str, batch: str
-) -> None:
+def test_every_step_equals_the_reference(positions: Positions | None, attention: str, cache: str, batch: str) -> None:
     model, make_inputs = tiny(attention)
     keeps = (12, 9, 5)
     stages = [Stage(layer, positions or "compact", sparsevlm_rule(keep)) for layer, keep in enumerate(keeps, 1)]
@@ -67,21 +64,22 @@ def test_every_step_equals_the_reference(
         ]
 
 
-@dataclass(frozen=True, repr=False)
+@method("sketch", register=False)
 class Sketch(Attended):
     """Keeps the most attended tokens and makes none to four more, of what it dropped; how many depends on the image."""
 
-    name: ClassVar[str] = "sketch"
-    needs = frozenset({"key", "decoder_attention", "decoder_hidden"})
-    extends = True
+    needs = (
+        signal_named("key"),
+        signal_named("decoder_attention"),
+        signal_named("decoder_hidden"),
+    )
+    yields = "extended"
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         assert tokens.decoder_hidden is not None
         assert tokens.key is not None
-        kept = super()._select(tokens).indices
-        return Selection(
-            indices=kept, total=tokens.n, extra=sketch(tokens.decoder_hidden, tokens.key).to(tokens.visual.dtype)
-        )
+        kept = super().choose(tokens).indices
+        return Choice(kept, extra=sketch(tokens.decoder_hidden, tokens.key).to(tokens.visual.dtype))
 
 
 def sketch(hidden: Tensor, key: int) -> Tensor:
@@ -215,21 +213,19 @@ def test_what_does_not_fit_is_refused() -> None:
         model(**make_inputs(["here is <1>"]))
 
 
-@dataclass(frozen=True, repr=False)
+@method("needs_tower", register=False)
 class NeedsTower(FitPruneStage):
     """Wants to know about every token what only the image's own tokens have."""
 
-    name: ClassVar[str] = "needs_tower"
-    needs = frozenset({"cls_attention_last"})
+    needs = (signal_named("cls_attention_last"),)
     drop: int | float = 1
 
 
 def test_extra_tokens_are_for_strategies_that_say_so() -> None:
+    @method("silent", register=False)
     class Silent(Random):
-        name = "silent"
-
-        def _select(self, tokens: Tokens) -> Selection:
-            return Selection(indices=torch.arange(self.count(tokens)), total=tokens.n, extra=tokens.visual[:1])
+        def choose(self, tokens: Tokens) -> Choice:
+            return Choice(torch.arange(self.count(tokens)), extra=tokens.visual[:1])
 
     with pytest.raises(RuntimeError, match="`extends` is False"):
         Silent(3).select(Tokens(torch.zeros(4, 2)))

@@ -8,8 +8,10 @@ from tests.models.decoder_oracle import Stage, View, check_decoder, expected_row
 from tests.models.oracle import BATCHES, ByContent
 from tests.models.test_decoder_generate import LAYERS, tiny
 from tokenprune import GreedyRepMax, PruningStrategy, Tokens, prune
+from tokenprune import strategy as method
 from tokenprune.baselines import VTW, FastV, GridPool
 from tokenprune.core.places import Positions
+from tokenprune.core.signals import signal_named
 from tokenprune.evaluate.withdrawal import find_withdrawal_layer, withdrawal_divergences
 from tokenprune.models import UnsupportedError
 
@@ -29,9 +31,7 @@ def nothing(view: View) -> list[Tensor]:
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("attention", "cache"), MATRIX)
 @pytest.mark.parametrize("positions", [None, "compact"])
-def test_every_step_equals_the_reference(
-    positions: Positions | None, attention: str, cache: str, batch: str
-) -> None:
+def test_every_step_equals_the_reference(positions: Positions | None, attention: str, cache: str, batch: str) -> None:
     model, make_inputs = tiny(attention)
     stages = [Stage(2, positions or "original", nothing)]
     record = check_decoder(
@@ -48,9 +48,12 @@ def test_it_may_follow_other_stages(batch: str) -> None:
     model, make_inputs = tiny()
     stages = [Stage(1, "original", most_attended(lambda key, left: 3 + key % 5)), Stage(3, "original", nothing)]
 
+    @method("few", register=False)
     class Few(FastV):
-        name = "few"
-        needs = frozenset({"key", "decoder_attention"})
+        needs = (
+            signal_named("key"),
+            signal_named("decoder_attention"),
+        )
 
         def requested(self, tokens: Tokens) -> int | None:
             return 3 + (tokens.key or 0) % 5
@@ -134,8 +137,8 @@ def test_a_row_without_text_is_refused() -> None:
 
 
 def test_only_strategies_that_say_so_may_keep_nothing() -> None:
+    @method("silent", register=False)
     class Silent(VTW):
-        name = "silent"
         withdraws = False
 
     with pytest.raises(RuntimeError, match="kept 0 of 4"):

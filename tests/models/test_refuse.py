@@ -7,7 +7,11 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from tests.models.oracle import BATCHES, ByContent, tiny
-from tokenprune import PruningStrategy, Selection, Tokens, prune, prune_inputs
+from tokenprune import Choice, Tokens, prune, prune_inputs
+from tokenprune import strategy as method
+from tokenprune.core import places
+from tokenprune.core import strategy as core
+from tokenprune.core.signals import signal_named
 from tokenprune.models import UnsupportedError, adapter_for, check_version
 
 ROWS = BATCHES["padded"]
@@ -130,23 +134,25 @@ def test_arguments_per_column_that_nobody_would_cut() -> None:
         prune_inputs(model, ByContent(), **inputs, max_new_tokens=3)  # type: ignore[arg-type]
 
 
-class Elsewhere(PruningStrategy):
+@method("elsewhere", register=False)
+class Elsewhere(core.Stage):
     """Acts in the decoder."""
 
-    name = "elsewhere"
-    site = "decoder"
-
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         raise AssertionError
 
+    @property
+    def place(self) -> places.InDecoder:
+        return places.InDecoder(self.layer, "compact")
 
-class NeedsClip(PruningStrategy):
+
+@method("needs_clip", register=False)
+class NeedsClip(core.Stage):
     """Needs what the model does not have."""
 
-    name = "needs_clip"
-    needs = frozenset({"clip_visual"})
+    needs = (signal_named("clip_visual"),)
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         raise AssertionError
 
 

@@ -2,15 +2,17 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tests.models.oracle import BATCHES, ByContent, tiny, traces
-from tokenprune import PruningStrategy, Selection, Tokens, prune
+from tokenprune import Choice, Tokens, prune
+from tokenprune import strategy as method
+from tokenprune.core import strategy as core
+from tokenprune.core.signals import signal_named
 from tokenprune.models import UnsupportedError
 from tokenprune.testing import tiny_llava
 
@@ -21,17 +23,16 @@ class PlannedError(Exception):
     """Raised on purpose."""
 
 
-@dataclass(frozen=True, repr=False)
-class Failing(PruningStrategy):
+@method("failing", register=False)
+class Failing(core.Stage):
     """Raises while selecting."""
 
-    name: ClassVar[str] = "failing"
-    needs = frozenset({"cls_attention"})
+    needs = (signal_named("cls_attention"),)
 
     def requested(self, tokens: Tokens) -> int | None:
         return None
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         raise PlannedError
 
 

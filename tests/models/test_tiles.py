@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.models.family_oracle import tiny
+from tests.models.oracle import of
 from tokenprune.models import adapter_for
 from tokenprune.models.shuffled import Run
 from tokenprune.testing.tiny_family import FENCE, PART, WHOLE
@@ -71,11 +72,11 @@ def test_llava_next_signals_follow_the_unpadded_tokens() -> None:
         rows, columns, *_ = next_shape(image)
         cells = next_cells(image)
         assert vision.counts[image] == len(cells)
-        assert vision.tile_grids[image] == (rows, columns)
-        assert vision.tiles[image].tolist() == [-1 if cell is None else cell[0] for cell in cells]
+        assert of(vision, "tile_grid")[image] == (rows, columns)
+        assert of(vision, "tiles")[image].tolist() == [-1 if cell is None else cell[0] for cell in cells]
         truth = patches_of("llava_next", inputs["pixel_values"][image, : 1 + rows * columns], -2, 1)
         for name in SIGNALS:
-            found = getattr(vision, name)[image]
+            found = of(vision, name)[image]
             found = found.T if name.startswith("cls") else found
             for token, cell in enumerate(cells):
                 expected = torch.zeros_like(found[token]) if cell is None else truth[name][cell]
@@ -95,12 +96,12 @@ def test_onevision_signals_are_interpolated_with_the_tokens() -> None:
         grid = truth[name][1:].unflatten(0, (2, 2)).unflatten(2, (4, 4)).permute(5 - 1, 0, 2, 1, 3)
         grid = grid.reshape(-1, 8, 8)[:, (8 - height) // 2 :, (8 - width) // 2 :][:, :height, :width]
         grid = torch.nn.functional.interpolate(grid[None], small, mode="bilinear")[0]
-        found = getattr(vision, name)[0]
+        found = of(vision, name)[0]
         assert (found[:16] - truth[name][0]).abs().max() <= 1e-5
         rows = found[16:].unflatten(0, (small[0], small[1] + 1))
         assert not rows[:, -1].any()
         assert (rows[:, :-1] - grid.permute(1, 2, 0)).abs().max() <= 1e-5
-    assert set(vision.tiles[0].tolist()) == {-1, 0, 1, 2, 3, 4}
+    assert set(of(vision, "tiles")[0].tolist()) == {-1, 0, 1, 2, 3, 4}
     several = signals("llava_onevision", ["two of them <1> <2> here"])[2]
     assert several.counts == (17, 17)
     assert several.tiles[0].tolist() == [0] * 16 + [-1]
@@ -108,11 +109,11 @@ def test_onevision_signals_are_interpolated_with_the_tokens() -> None:
 
 def test_onevision_videos_count_frames() -> None:
     _, inputs, vision = signals("llava_onevision", ["see [0] move"])
-    assert vision.tiles[0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1]
+    assert of(vision, "tiles")[0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1]
     truth = patches_of("llava_onevision", inputs["pixel_values_videos"][0], -1, 0)["vision_states"]
     pooled = truth.unflatten(1, (2, 2, 2, 2)).mean((2, 4)).flatten(1, 2)  # halving: every token is four patches
-    assert (vision.vision_states[0][:-1] - pooled.flatten(0, 1)).abs().max() <= 1e-5
-    assert not vision.vision_states[0][-1].any()
+    assert (of(vision, "vision_states")[0][:-1] - pooled.flatten(0, 1)).abs().max() <= 1e-5
+    assert not of(vision, "vision_states")[0][-1].any()
 
 
 @pytest.mark.parametrize("family", ["internvl", "idefics3", "smolvlm"])
@@ -123,20 +124,20 @@ def test_every_token_of_a_tile_is_a_square_of_patches(family: str) -> None:
         pixels = pixels.flatten(0, 1)[(pixels != 0).flatten(2).any(2).flatten()]
     truth = patches_of(family, pixels, -1, int(family == "internvl"))
     assert vision.counts == (16, 48, 16, 32)
-    assert vision.tiles[0] is None
+    assert of(vision, "tiles")[0] is None
     assert vision.grids == ((4, 4), None, (4, 4), None)
-    assert vision.tiles[1].tolist() == [1] * 16 + [2] * 16 + [0] * 16
-    names = [name for name in SIGNALS[:3] if getattr(vision, name) is not None]
+    assert of(vision, "tiles")[1].tolist() == [1] * 16 + [2] * 16 + [0] * 16
+    names = [name for name in SIGNALS[:3] if of(vision, name) is not None]
     assert names == (["vision_keys"] if family != "internvl" else list(SIGNALS[:3]))
     for name in names:
-        found = torch.cat([image.T if name.startswith("cls") else image for image in getattr(vision, name)])
+        found = torch.cat([image.T if name.startswith("cls") else image for image in of(vision, name)])
         for token in range(len(found)):
             tile, row, column = token // 16, token % 16 // 4, token % 4
             square = [8 * (2 * row + a) + 2 * column + b for a in (0, 1) for b in (0, 1)]
             expected = truth[name][tile, square].mean(0) * (4 if name.startswith("cls") else 1)
             assert (found[token] - expected).abs().max() <= 1e-5, (name, token)
     # What the projector gets holds the same numbers as the patches of the square.
-    states = torch.cat(vision.vision_states)
+    states = torch.cat(of(vision, "vision_states"))
     first = truth["vision_states"][0, [0, 1, 8, 9]].flatten().sort().values
     torch.testing.assert_close(states[0].sort().values, first)
 

@@ -1,18 +1,19 @@
 """Merging inside the vision tower: features, signals and every decoding step against plain loops."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.models.oracle import BATCHES, traces
+from tests.models.oracle import BATCHES, named, of, traces
 from tests.models.tower_oracle import Merged, merged_image, tower_llava
 from tokenprune import GreedyRepMax, PruningStrategy, Selection, Tokens, prune
+from tokenprune import strategy as method
 from tokenprune.baselines import FasterVLM, FastV, GridPool, Random, ToMe
 from tokenprune.baselines.fastervlm import fastervlm
+from tokenprune.core import places
 from tokenprune.core.merging import Merging
 from tokenprune.core.places import Positions
 from tokenprune.models import Record, UnsupportedError, adapter_for, build_prompt, prune_inputs, select_tokens
@@ -44,20 +45,20 @@ def test_features_are_those_of_the_loop(kind: str, attention: str, strategy: ToM
         vision = encode_merged(adapter_for(model), inputs, {"vision_keys", "cls_attention", "key"}, strategy)
     assert vision.counts == (16,) * 3
     assert vision.grids == ((4, 4),) * 3
-    assert vision.tower_size is not None
-    assert vision.vision_keys is not None
+    assert of(vision, "tower_size") is not None
+    assert of(vision, "vision_keys") is not None
     for i, (rows, wanted) in enumerate(
         zip(vision.features.split(16), expected(kind, strategy, inputs["pixel_values"], attention), strict=True)
     ):
-        size = vision.tower_size[i][0]
+        size = of(vision, "tower_size")[i][0]
         assert size.nonzero().flatten().tolist() == wanted.places
         assert size[wanted.places].tolist() == wanted.sizes
         torch.testing.assert_close(rows[wanted.places], wanted.features, atol=1e-5, rtol=0)
-        torch.testing.assert_close(vision.vision_keys[i][wanted.places], wanted.keys, atol=1e-5, rtol=0)
+        torch.testing.assert_close(of(vision, "vision_keys")[i][wanted.places], wanted.keys, atol=1e-5, rtol=0)
         if kind == "clip":
-            assert vision.cls_attention is not None
+            assert of(vision, "cls_attention") is not None
             assert wanted.cls_attention is not None
-            found = vision.cls_attention[i][:, wanted.places]
+            found = of(vision, "cls_attention")[i][:, wanted.places]
             torch.testing.assert_close(found, wanted.cls_attention, atol=1e-5, rtol=0)
         assert sum(wanted.sizes) == 16
         assert max(wanted.sizes) > 1
@@ -113,8 +114,8 @@ def test_stages_at_all_three_sites() -> None:
     wanted = expected("clip", ToMe(9), inputs["pixel_values"])
 
     def most_attended(_: int, merged: Merged) -> list[int]:
-        assert merged.cls_attention is not None
-        chosen = fastervlm(merged.cls_attention[None], 5)[0]
+        assert of(merged, "cls_attention") is not None
+        chosen = fastervlm(of(merged, "cls_attention")[None], 5)[0]
         return [merged.places[i] for i in chosen.tolist()]
 
     record = check(model, inputs, ToMe(9) >> FasterVLM(5), "compact", wanted, most_attended)
@@ -161,18 +162,17 @@ def test_merging_nothing_is_the_plain_model_to_the_last_bit() -> None:
             assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), generated)
 
 
-@dataclass(frozen=True, repr=False)
+@method("uneven", register=False)
 class Uneven(Merging):
     """Merges in pairs behind the first layer: as many pairs as the image's own content says."""
 
-    name: ClassVar[str] = "uneven"
-    where: ClassVar[Any] = "output"
+    place = places.InTower("layer")
 
     def requested(self, tokens: Tokens) -> int | None:
         return None
 
     def merge(self, layer: int, layers: int, state: Any, keys: Any, *, prefix: int, patches: int) -> Any:
-        from tokenprune.tower import Merge
+        from tokenprune.core.merging import Merge
 
         if layer != 0:
             return None
@@ -188,17 +188,17 @@ class Uneven(Merging):
 def test_images_of_one_batch_may_end_with_different_numbers_of_tokens(kind: str) -> None:
     model, make_inputs = tower_llava(kind)
     prompts = ["<0> a", "<1> a", "<2> a", "<3> a", "<4> a"]
-    want = {"cls_attention", "vision_keys", "vision_states", "vision_last_keys", "cls_attention_first"}
+    want = named("cls_attention", "vision_keys", "vision_states", "vision_last_keys", "cls_attention_first")
     with torch.no_grad():
         together = encode_merged(adapter_for(model), make_inputs(prompts), want, Uneven())
         alone = [encode_merged(adapter_for(model), make_inputs([prompt]), want, Uneven()) for prompt in prompts]
-    assert together.tower_size is not None
-    assert len({int((size > 0).sum()) for size in together.tower_size}) > 1
+    assert of(together, "tower_size") is not None
+    assert len({int((size > 0).sum()) for size in of(together, "tower_size")}) > 1
     for i, single in enumerate(alone):
         torch.testing.assert_close(together.features.split(16)[i], single.features, atol=1e-5, rtol=0)
         for name in (*want, "tower_size"):
-            if getattr(single, name) is not None:
-                torch.testing.assert_close(getattr(together, name)[i], getattr(single, name)[0], atol=1e-5, rtol=0)
+            if of(single, name) is not None:
+                torch.testing.assert_close(of(together, name)[i], of(single, name)[0], atol=1e-5, rtol=0)
 
 
 def test_attention_of_the_first_layer_adds_up_over_everything_merged_since() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.models.decoder_oracle import Rule, Stage, View, expected_row
-from tests.models.oracle import BATCHES
+from tests.models.oracle import BATCHES, of
 from tests.models.tower_oracle import tower_llava
 from tests.parity import references
 from tokenprune import PruningStrategy, prune
@@ -88,8 +88,8 @@ def test_merging_alone_equals_the_loop_at_every_step(attention: str, kind: str) 
     logits, record = generated(model, inputs, strategy)
     for i, merged in enumerate(wanted):
         torch.testing.assert_close(vision.features.split(16)[i], whole(merged), atol=1e-5, rtol=0)
-        if vision.cls_attention_last is not None:
-            found = vision.cls_attention_last[i].mean(0)[merged.places]
+        if of(vision, "cls_attention_last") is not None:
+            found = of(vision, "cls_attention_last")[i].mean(0)[merged.places]
             torch.testing.assert_close(found, torch.tensor(merged.attention), atol=1e-5, rtol=0, check_dtype=False)
         assert record.images[i].indices.tolist() == merged.places
         assert record.images[i].sizes == tuple(merged.sizes)

@@ -1,8 +1,7 @@
 """Conversations: later turns on a kept cache, or encoded as a whole, against a reference that knows no cache."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +9,12 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from tests.models.oracle import ByContent, features_of, tiny
-from tokenprune import MIAlignment, PruningStrategy, Selection, Tokens, prune
+from tokenprune import Choice, MIAlignment, PruningStrategy, Tokens, prune
+from tokenprune import strategy as method
 from tokenprune.baselines import FastV, GridPool
+from tokenprune.core import strategy as core
 from tokenprune.core.places import Positions
+from tokenprune.core.signals import signal_named
 from tokenprune.models import Record, UnsupportedError
 from tokenprune.models.cache_state import unlock
 from tokenprune.testing import reference_logits, tiny_model
@@ -300,21 +302,23 @@ def test_text_first_and_an_emptied_cache() -> None:
         assert torch.equal(first.sequences, again.sequences)
 
 
-@dataclass(frozen=True, repr=False)
-class ByQuestion(PruningStrategy):
+@method("by_question", register=False)
+class ByQuestion(core.Stage):
     """Keeps five tokens that depend on the question."""
 
-    name: ClassVar[str] = "by_question"
-    needs = frozenset({"text", "question"})
+    needs = (
+        signal_named("text"),
+        signal_named("question"),
+    )
 
     def requested(self, tokens: Tokens) -> int | None:
         return 5
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         assert tokens.text is not None
         assert tokens.question is not None
         order = (tokens.visual @ tokens.text[tokens.question].mean(0)).argsort(descending=True)
-        return Selection(indices=order[:5].sort().values, total=tokens.n)
+        return Choice(order[:5].sort().values)
 
 
 @pytest.mark.parametrize("turns", ["freeze", "reselect"])

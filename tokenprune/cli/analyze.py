@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from tokenprune.analysis import AnalysedImage
     from tokenprune.cli.outcome import Outcome
+    from tokenprune.core.strategy import PruningStrategy
     from tokenprune.evaluate.loading import LoadedModel
-    from tokenprune.strategy import PruningStrategy
 
 ANALYSES = {
     "ablation": "TrimTokenator part by part: each left out, swapped or replaced, at one budget",
@@ -110,10 +110,10 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
 
 def run(args: argparse.Namespace) -> int:
     """Analyse, print the table, write CSV, PNG and run.json."""
+    from tokenprune.core.text import parse
     from tokenprune.evaluate.extras import need
     from tokenprune.evaluate.figures import STYLE
     from tokenprune.evaluate.methods import parse_budget
-    from tokenprune.parsing import parse
 
     for name in ("count", "cases", "seeds", "batch_size", "max_new_tokens"):
         value = getattr(args, name)
@@ -187,7 +187,7 @@ def _images(
                 f"--strategy: {strategy!r} acts inside the vision tower, so that its tokens are not those of the other "
                 "strategies; analyses look at one set of tokens, leave it out"
             )
-    want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))
+    want = {signal for strategy in strategies for signal in strategy.needs}
     swap = args.what in ("alignment", "information")
     fallback = 30 if args.what == "information" else DEFAULT_COUNT  # its estimates take a second per image
     if args.data is None:

@@ -8,6 +8,7 @@ from typing import Any
 from tokenprune.analysis import DamageReport, TurnsReport, analyse_damage, analyse_turns
 from tokenprune.baselines import GridPool
 from tokenprune.cli.outcome import COLOURS, Outcome, Table, long_rows, means_table, new_figure
+from tokenprune.core.places import InDecoder
 from tokenprune.core.strategy import Pipeline, PruningStrategy
 from tokenprune.core.text import parse
 from tokenprune.evaluate.batches import PictureNames
@@ -103,14 +104,14 @@ def damage(request: Request) -> Outcome:
     """Flips, probabilities, calibration, difficulty, and a second question."""
     args = request.args
     strategies = list(request.strategies) or [parse(f"{name}(keep=0.111)") for name in SINGLE]
-    pooled = GridPool(strategies[0].keep)
+    pooled = GridPool(getattr(strategies[0], "keep", 0.111))
     by_label = {repr(strategy): over_seeds(strategy, args.seeds) for strategy in strategies}
     options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
     reports = analyse_damage(request.loaded, request.samples, by_label, pooled=pooled, watch=request.watch, **options)
     turns: tuple[TurnsReport, ...] = ()
     asked_twice = [sample for sample in request.samples if sample.id in request.second]
     if asked_twice:
-        own = [strategy for strategy in request.strategies if strategy.site != "decoder"]
+        own = [strategy for strategy in request.strategies if not isinstance(strategy.place, InDecoder)]
         chosen = own if request.strategies else [_with_keep(text) for text in SECOND]
         if chosen:
             turns = analyse_turns(request.loaded, asked_twice, request.second, chosen, watch=request.watch, **options)

@@ -8,9 +8,9 @@ from tokenprune.cli.bench_common import bounds, new_table, place
 from tokenprune.cli.options import make_console
 
 if TYPE_CHECKING:
+    from tokenprune.core.strategy import PruningStrategy
     from tokenprune.evaluate.cost.model_bench import ModelBench, Setup
     from tokenprune.evaluate.cost.results_file import ResultsFile
-    from tokenprune.strategy import PruningStrategy
 
 DEFAULT_STRATEGY = "trim_tokenator"
 DEFAULT_BATCHES = (1, 8, 32)

@@ -7,7 +7,7 @@ from tokenprune.cli.bench_common import bounds, new_table, number, place
 from tokenprune.cli.options import make_console
 
 if TYPE_CHECKING:
-    from tokenprune.strategy import PruningStrategy
+    from tokenprune.core.strategy import PruningStrategy
 
 DEFAULT_SIZES = ("576:64:4096:1", "576:192:4096:1", "576:64:4096:8", "2880:320:4096:1")
 DEFAULT_STRATEGIES = ("mi_alignment", "greedy_repmax", "trim_tokenator", "divprune", "random")
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     import torch
 
+    from tokenprune.core.places import InDecoder
+    from tokenprune.core.signals import GRID, QUESTION, TEXT, WHOLE_IMAGE
     from tokenprune.evaluate.cost.results_file import ResultsFile
     from tokenprune.evaluate.cost.selection_bench import Size, selection_rows
     from tokenprune.evaluate.environment import device_name
@@ -64,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
     def strategies(keep: int) -> "list[PruningStrategy]":
         found = [method.strategy(keep=keep, seed=0) for method in methods]
         for strategy in found:
-            lacking = sorted(strategy.needs - {"text", "key", "grid", "question"})
-            if lacking or strategy.site == "decoder":
+            noise = (TEXT, QUESTION, GRID, WHOLE_IMAGE)
+            lacking = [signal for signal in strategy.needs if signal.required and signal not in noise]
+            if lacking or isinstance(strategy.place, InDecoder):
                 what = f"needs Tokens.{lacking[0]}" if lacking else "acts inside the decoder"
                 raise ValueError(
                     f"--strategy {strategy!r} {what}, which noise cannot stand for; time it with bench model"

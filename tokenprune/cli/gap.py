@@ -121,13 +121,15 @@ def _method(text: str) -> "Method":
         ValueError: when it does something else.
     """
     from tokenprune.evaluate.methods import Method
+    from tokenprune.models.plan import site_of
 
     method = Method(text)
     strategy = method.strategy(keep=2)
-    if strategy.site != "projector" or strategy.merges:
+    site, merges = site_of(strategy.place), strategy.yields == "merged"
+    if site != "projector" or merges:
         raise ValueError(
             f"--strategy {text}: the objective is about tokens that are chosen before the language model; "
-            f"{strategy.name} {'makes new ones' if strategy.merges else f'acts at the site {strategy.site!r}'}"
+            f"{strategy.name} {'makes new ones' if merges else f'acts at the site {site!r}'}"
         )
     return method
 
@@ -167,7 +169,7 @@ def _images(args: argparse.Namespace, methods: Sequence["Method"] = ()) -> Itera
 
         logging.disable_progress_bar()
         strategies = [method.strategy(keep=2) for method in methods]
-        want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))
+        want = {signal for strategy in strategies for signal in strategy.needs}
         for image in bundled_images(load(), args.images, seed=args.seed, want=want):
             yield image.id, image.tokens
 

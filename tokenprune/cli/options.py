@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tokenprune.core.places import Positions
     from tokenprune.evaluate.loading import LoadedModel
-    from tokenprune.strategy import Positions
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) -> None:

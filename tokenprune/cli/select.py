@@ -30,8 +30,8 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
 
 def run(args: argparse.Namespace) -> int:
     """Select, draw, answer."""
+    from tokenprune.core.text import parse
     from tokenprune.evaluate.samples import Sample, open_image
-    from tokenprune.parsing import parse
 
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be 1 or more, got {args.max_new_tokens}")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     (dense,), _ = runner.run_batch(runner.batches[0], None)
     (pruned,), seconds = runner.run_batch(runner.batches[0], strategy)
     kept = pruned["images"][0]
-    picture = draw_kept(runner, sample, kept, merged=strategy.merges)
+    picture = draw_kept(runner, sample, kept, merged=strategy.yields == "merged")
     from PIL import Image
 
     Image.fromarray(picture).save(out)

@@ -19,22 +19,24 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
 
 def facts() -> list[dict[str, object]]:
     """What there is to say about every strategy, sorted: methods with a paper first, then the rest, by name."""
-    from tokenprune.registry import strategies
+    from tokenprune.core.text import example as example_of
+    from tokenprune.core.text import strategies
+    from tokenprune.models.plan import site_of
 
     entries: list[dict[str, object]] = []
     for name, cls in sorted(strategies().items(), key=lambda item: (not item[1].paper, item[0])):
-        example = cls.example()
+        example = example_of(cls)
         entries.append(
             {
                 "name": name,
                 "class": f"{cls.__module__}.{cls.__qualname__}",
-                "summary": cls.summary,
+                "summary": cls.summary(),
                 "paper": cls.paper,
-                "needs": sorted(example.needs),
-                "uses": sorted(example.uses),
-                "site": example.site,
-                "positions": example.positions,
-                "merges": example.merges,
+                "needs": sorted(signal.name for signal in example.needs if signal.required),
+                "uses": sorted(signal.name for signal in example.needs if not signal.required),
+                "site": site_of(example.place),
+                "positions": example.place.positions,
+                "merges": example.yields == "merged",
                 "example": repr(example),
             }
         )

@@ -309,7 +309,8 @@ tokens and show nothing (newlines) have -1."""
 TILE_GRID = Signal("tile_grid", "", default=None, check=_pair, example=lambda n, seed: (1, 2))
 """(rows, columns) of the tiles 1, 2, ..."""
 
-CLS_ATTENTION = Signal("cls_attention", "_ n", FromTower("used", lambda seen: seen.rows(seen.last)[:, 0], cls=True), merged="sum")
+_CLS_ROW = FromTower("used", lambda seen: seen.rows(seen.last)[:, 0], cls=True)
+CLS_ATTENTION = Signal("cls_attention", "_ n", _CLS_ROW, merged="sum")
 """Attention of the vision tower's CLS token (or mean query) to the visual tokens."""
 VISION_STATES = Signal("vision_states", "n c", FromProjector(lambda seen: seen.states[seen.image]))
 """Hidden states of the vision tower that the projector gets."""

@@ -60,6 +60,23 @@ class PruningStrategy(ABC):
         """Signals that the stages read, those with a default included."""
         return tuple(dict.fromkeys(signal for stage in self.stages for signal in stage.needs))
 
+    @property
+    def place(self) -> Place:
+        """Where the last stage acts."""
+        return self.stages[-1].place
+
+    @property
+    def yields(self) -> Yields:
+        """What the stages leave together: "nothing", "merged" vectors, an "extended" subset, or a "subset"."""
+        kinds = {stage.yields for stage in self.stages}
+        order: tuple[Yields, ...] = ("nothing", "merged", "extended", "subset")
+        return next(kind for kind in order if kind in kinds)
+
+    @property
+    def promises(self) -> frozenset[Promise]:
+        """What all stages promise."""
+        return frozenset.intersection(*(stage.promises for stage in self.stages))
+
     @classmethod
     def summary(cls) -> str:
         """Return the first line of the docstring, without its full stop."""
@@ -167,7 +184,7 @@ class PruningStrategy(ABC):
         return hash(self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
-        return tuple((type(stage), *_typed(vars(stage))) for stage in self.stages)
+        return tuple((type(stage), *map(_typed, _compared(stage))) for stage in self.stages)
 
     def __repr__(self) -> str:
         """The configuration, as `parse` reads it: required fields and those that differ from their default."""
@@ -179,10 +196,13 @@ class PruningStrategy(ABC):
         return f"{self.name}({', '.join(shown)})"
 
 
+def _compared(stage: "Stage") -> list[object]:
+    every: Any = fields(stage) if is_dataclass(stage) else ()
+    return [getattr(stage, each.name) for each in every if each.compare]
+
+
 def _typed(value: object) -> tuple[Any, ...]:
     """A value with its types: Python takes keep=1, one token, for equal to keep=1.0, all of them."""
-    if isinstance(value, dict):
-        return tuple((name, *_typed(part)) for name, part in value.items())
     return tuple(map(_typed, value)) if isinstance(value, tuple) else (type(value), value)
 
 
@@ -337,9 +357,12 @@ class Staged(PruningStrategy):
     @final
     def run(self, batch: Sequence[Tokens]) -> list[Selection]:
         """Run the stages."""
-        groups: dict[tuple[Stage, ...], list[int]] = {}
-        for i, tokens in enumerate(batch):
-            groups.setdefault(self.stages_for(tokens), []).append(i)
+        if type(self).stages_for is Staged.stages_for:
+            groups = {self.stages: list(range(len(batch)))}
+        else:
+            groups = {}
+            for i, tokens in enumerate(batch):
+                groups.setdefault(self.stages_for(tokens), []).append(i)
         found: dict[int, Selection] = {}
         for stages, members in groups.items():
             answers = run_stages(stages, [batch[i] for i in members])

@@ -81,8 +81,8 @@ def split(tree: ast.expr) -> Iterator[ast.expr]:
         yield tree
 
 
-def open_arguments(text: str, *, known: Known = None) -> tuple[bool, bool]:
-    """Tell whether a text leaves the last stage's budget open, and whether it leaves a seed open.
+def open_arguments(text: str, *, known: Known = None) -> tuple[bool, bool, bool]:
+    """Tell whether the last stage takes a budget, whether the text leaves it open, and whether it leaves a seed open.
 
     Raises:
         TypeError: when it is no string.
@@ -90,11 +90,12 @@ def open_arguments(text: str, *, known: Known = None) -> tuple[bool, bool]:
 
     Examples:
         >>> open_arguments("mi_alignment(keep=0.8) >> random"), open_arguments("vtw(layer=2)")
-        ((True, True), (False, False))
+        ((True, True, True), (False, False, False))
     """
     stages = list(split(read(text)))
     seeds = [_opens(stage, "seed", text, known) for stage in stages]
-    return _opens(stages[-1], "keep", text, known), any(seeds)
+    opened, last = _opens(stages[-1], "keep", text, known), _call(stages[-1], text, bare=True)[0]
+    return opened or "keep" in _names(registry.find(last, known)), opened, any(seeds)
 
 
 def example(cls: type[PruningStrategy]) -> PruningStrategy:

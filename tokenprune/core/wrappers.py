@@ -38,19 +38,17 @@ class Wrapper(Stage):
     @property
     def place(self) -> Place:
         """That of the inner strategy's last stage."""
-        return self.inner.stages[-1].place
+        return self.inner.place
 
     @property
     def yields(self) -> Yields:
         """What the inner stages leave together."""
-        kinds = {stage.yields for stage in self.inner.stages}
-        order: tuple[Yields, ...] = ("nothing", "merged", "extended", "subset")
-        return next(kind for kind in order if kind in kinds)
+        return self.inner.yields
 
     @property
     def promises(self) -> frozenset[Promise]:
         """What all inner stages promise."""
-        return frozenset.intersection(*(stage.promises for stage in self.inner.stages))
+        return self.inner.promises
 
     def requested(self, tokens: Tokens) -> int | None:
         """Count what the inner strategy asks for."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenprune.core.places import Positions
 from tokenprune.core.selection import Selection
+from tokenprune.core.signals import IMAGE_KEY, Signal
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.batches import PictureNames, processed
 from tokenprune.evaluate.decode import answer_lengths
@@ -24,7 +25,6 @@ from tokenprune.models.inside import cut_inside
 from tokenprune.models.plan import make_plan
 from tokenprune.models.pruning import Pruned
 from tokenprune.models.select import place_strategy
-from tokenprune.OLD.tokens import FIELD_NAMES
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,13 +61,13 @@ class Answer:
     first: Float[Tensor, " v"]
 
 
-def signals_of(strategies: Collection[PruningStrategy]) -> frozenset[str]:
-    """Fields of `Tokens` that some strategies want, and the key by which random ones tell images apart."""
-    return frozenset({"key"}).union(*((s.needs | s.uses) & FIELD_NAMES for s in strategies))
+def signals_of(strategies: Collection[PruningStrategy]) -> frozenset[Signal]:
+    """Signals that some strategies read, and the key by which random ones tell images apart."""
+    return frozenset({IMAGE_KEY}).union(*(strategy.needs for strategy in strategies))
 
 
 def ask_batches(
-    loaded: LoadedModel, samples: Sequence[Sample], *, batch_size: int = 16, want: Collection[str] = ()
+    loaded: LoadedModel, samples: Sequence[Sample], *, batch_size: int = 16, want: Collection[Signal] = ()
 ) -> Iterator[AskedBatch]:
     """Dense prompts of a data set, one batch in memory at a time; every picture is encoded once per batch.
 
@@ -75,7 +75,7 @@ def ask_batches(
         loaded: the model and its processor.
         samples: the data set.
         batch_size: samples per batch.
-        want: fields of `Tokens` that strategies will want, from `signals_of`.
+        want: signals that strategies will read, from `signals_of`.
 
     Raises:
         ValueError: when there is no sample, or batch_size is not positive.

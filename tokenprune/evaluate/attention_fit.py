@@ -1,43 +1,43 @@
 """FitPrune's offline fit on a model: from the attention of a few prompts to tokens to drop in each layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenprune.baselines.fitprune import FitPrune, fitprune_fit
-from tokenprune.core.selection import Selection
-from tokenprune.core.strategy import Pipeline, PruningStrategy
+from tokenprune.baselines.fitprune import PEAKS, FitPrune, fitprune_fit
+from tokenprune.core.fields import Layer, strategy
+from tokenprune.core.places import InDecoder
+from tokenprune.core.selection import Choice
+from tokenprune.core.strategy import Pipeline, Stage
 from tokenprune.core.tokens import Tokens
 from tokenprune.models import adapter_for, prune
 
 
-@dataclass(frozen=True, repr=False)
-class _Watch(PruningStrategy):
-    """Keeps everything and notes what it is shown; for one reading, never registered."""
+@strategy("watch", register=False)
+class _Watch(Stage):
+    """Keep everything and note what is shown; for one reading."""
 
-    name: ClassVar[str] = "watch"
-    needs = frozenset({"decoder_peaks"})
-    site = "decoder"
-    before_ffn = True
-
-    layer: int = 1
+    layer: Layer = 1
     seen: list[Tensor] = field(default_factory=list, compare=False)
+    needs = (PEAKS,)
 
-    def requested(self, tokens: Tokens) -> int | None:
-        return tokens.n
+    @property
+    def place(self) -> InDecoder:
+        """Within the layer before."""
+        return InDecoder(self.layer, "compact", mid_layer=True)
 
-    def _select(self, tokens: Tokens) -> Selection:
-        if tokens.decoder_peaks is not None:
-            self.seen.append(tokens.decoder_peaks.cpu())
-        return Selection(indices=torch.arange(tokens.n, device=tokens.visual.device), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        """Keep everything."""
+        self.seen.append(tokens[PEAKS].cpu())
+        return Choice.everything(tokens.visual)
 
 
 @torch.no_grad()
 def read_peaks(model: Any, prompts: Iterable[Mapping[str, Any]]) -> list[Tensor]:  # noqa: ANN401
-    """`Tokens.decoder_peaks` of every decoder layer of the untouched model.
+    """`PEAKS` of every decoder layer of the untouched model.
 
     Args:
         model: a supported transformers model.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from tokenprune.baselines.layer_budget import keep_for_layer_average
 from tokenprune.core.budget import Keep, check_keep, keep_count
+from tokenprune.core.places import InDecoder
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.methods import Method, show_budget
 
@@ -98,7 +99,7 @@ def on_layer_average(cells: Sequence[Cell], *, n: int, layers: int) -> list[Cell
     """
     converted = []
     for cell in cells:
-        if cell.strategy is None or cell.keep is None or cell.strategy.site != "decoder":
+        if cell.strategy is None or cell.keep is None or not isinstance(cell.strategy.place, InDecoder):
             converted.append(cell)
             continue
         method, seed = Method(cell.method), cell.seed or 0

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tokenprune.core.signals import CLIP_TEXT, TEXT, FromDecoder, FromInputs, FromStates
 from tokenprune.core.strategy import PruningStrategy
 
 CONDITIONS = ("metric", "model", "data", "device", "attention", "dtype", "batch_size", "max_new_tokens")
@@ -27,13 +28,12 @@ def text_source(strategy: PruningStrategy | None) -> str:
     if strategy is None:
         return "none"
     found: list[str] = []
-    for stage in getattr(strategy, "stages", (strategy,)):
-        fields = stage.needs | stage.uses
-        if "text" in fields:
+    for stage in strategy.stages:
+        if TEXT in stage.needs:
             found.append(str(getattr(stage, "text", "prompt")))
-        if "clip_text" in fields:
+        if CLIP_TEXT in stage.needs:
             found.append("clip")
-        if any(name.startswith("decoder_") for name in fields):
+        if any(isinstance(signal.source, FromDecoder | FromStates | FromInputs) for signal in stage.needs):
             found.append("decoder")
     return "+".join(dict.fromkeys(found)) or "none"
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from tokenprune.baselines import FastV
 from tokenprune.core.budget import keep_count
+from tokenprune.core.signals import declared
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.models import Record, UnsupportedError, adapter_for, prune
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.prompt import is_placeholder
+from tokenprune.models.signals import in_decoder
 from tokenprune.repmax import GreedyRepMax
 
 Status = Literal["ok", "failed", "unsupported"]
@@ -150,7 +152,7 @@ def diagnose_model(model: Any, make_inputs: MakeInputs) -> Diagnosis:  # noqa: A
     """
     patient = _Patient(model, make_inputs)
     adapter = patient.adapter
-    decoder = adapter.decoder_signals if "decoder" in adapter.sites else frozenset[str]()
+    decoder = [signal.name for signal in declared() if in_decoder(signal) and adapter.why_not(signal) is None]
     return Diagnosis(
         family=str(model.config.model_type),
         model=type(model).__name__,

@@ -1,7 +1,7 @@
 """Vision features, computed once per picture and shared by every cell."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ def split_vision(vision: Vision) -> list[Vision]:
         own: dict[str, Any] = {"features": features.clone()}
         if vision.deepstack is not None:
             own["deepstack"] = vision.deepstack.split(list(vision.counts), dim=1)[i].clone()
-        for name, value in _other_fields(vision).items():
-            own[name] = (value[i],) if isinstance(value, tuple) else value
+        own["counts"], own["grids"] = (vision.counts[i],), (vision.grids[i],)
+        own["signals"] = {signal: (values[i],) for signal, values in vision.signals.items()}
         parts.append(Vision(**own))
     return parts
 
@@ -31,24 +31,19 @@ def join_vision(parts: Sequence[Vision]) -> Vision:
     added = [part.deepstack for part in parts if part.deepstack is not None]
     if added:
         whole["deepstack"] = torch.cat(added, dim=1)
-    for name, value in _other_fields(parts[0]).items():
-        values = [getattr(part, name) for part in parts]
-        whole[name] = tuple(entry for entries in values for entry in entries) if isinstance(value, tuple) else value
+    whole["counts"] = tuple(count for part in parts for count in part.counts)
+    whole["grids"] = tuple(grid for part in parts for grid in part.grids)
+    known = parts[0].signals
+    whole["signals"] = {signal: tuple(v for part in parts for v in part.signals[signal]) for signal in known}
     return Vision(**whole)
 
 
 def vision_bytes(vision: Vision) -> int:
     """Memory that the tensors of a `Vision` take."""
-    signals = [entry for value in _other_fields(vision).values() if isinstance(value, tuple) for entry in value]
+    signals = [entry for values in vision.signals.values() for entry in values]
     whole = [vision.features] if vision.deepstack is None else [vision.features, vision.deepstack]
     tensors = [*whole, *(entry for entry in signals if isinstance(entry, torch.Tensor))]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _other_fields(vision: Vision) -> dict[str, Any]:
-    """All fields but those with a row per token: tuples have one entry per image, others belong to the model."""
-    names = [field.name for field in fields(vision) if field.name not in ("features", "deepstack")]
-    return {name: getattr(vision, name) for name in names}
 
 
 @dataclass

@@ -177,5 +177,5 @@ def _answer(cell: Cell, record: Mapping[str, Any], correct: bool) -> Answer:
         text=record["answer"],
         correct=correct,
         indices=None if indices is None else tuple(indices),
-        merged=cell.strategy is not None and cell.strategy.merges,
+        merged=cell.strategy is not None and cell.strategy.yields == "merged",
     )

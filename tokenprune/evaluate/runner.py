@@ -8,7 +8,9 @@ import torch
 
 from tokenprune.core.merging import Merging
 from tokenprune.core.places import Positions
+from tokenprune.core.signals import Signal
 from tokenprune.core.strategy import PruningStrategy
+from tokenprune.evaluate.answers import signals_of
 from tokenprune.evaluate.batches import Batch, PictureNames, make_batches, processed
 from tokenprune.evaluate.cells import Cell
 from tokenprune.evaluate.cost.stages import run_stages
@@ -22,7 +24,6 @@ from tokenprune.models.clock import now
 from tokenprune.models.plan import make_plan
 from tokenprune.models.select import fit_strategy
 from tokenprune.models.vision import Vision
-from tokenprune.OLD.tokens import FIELD_NAMES
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Runner:
         self.cache = FeatureCache(self.cache_bytes)
         self.batches: list[Batch] = []
         self.vision_times: list[dict[str, Any]] = []
-        self._want: frozenset[str] = frozenset()
+        self._want: frozenset[Signal] = frozenset()
 
     def check(self, strategies: Sequence[PruningStrategy]) -> int:
         """Raise unless every strategy can run on this model and accepts the first sample; takes a moment.
@@ -77,7 +78,7 @@ class Runner:
         """
         for strategy in strategies:
             fit_strategy(strategy, self.adapter)
-        self._want = frozenset({"key"}).union(*((s.needs | s.uses) & FIELD_NAMES for s in strategies))
+        self._want = signals_of(strategies)
         batch, inputs = next(make_batches(self.loaded.processor, self.samples[:1], 1, self.names))
         vision = self._encode(inputs, len(batch.pictures), range(len(batch.pictures)))
         prompt = build_prompt(self.adapter, self._ids(batch), vision)
@@ -152,7 +153,7 @@ class Runner:
         return records, seconds if seeing is None else {"vision": seeing, **seconds}
 
     def _policy(self, strategy: PruningStrategy | None) -> Positions:
-        return self.positions or ("compact" if strategy is None else strategy.positions)
+        return self.positions or ("compact" if strategy is None else strategy.place.positions)
 
     def _ids(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {name: value.to(self.device) for name, value in batch.inputs.items()}

@@ -102,15 +102,14 @@ def make_plan(strategy: PruningStrategy, positions: Positions | None = None) -> 
         else:
             outside.append(stage)
     if not layers:
-        last = strategy.stages[-1].place.positions
-        return Plan(strategy=strategy, before=strategy, policy=positions or last, cuts=())
+        return Plan(strategy=strategy, before=strategy, policy=positions or strategy.place.positions, cuts=())
     before = Pipeline(outside) if len(outside) > 1 else outside[0] if outside else None
     cuts = tuple(
         Cut(layer=layer, stages=tuple(stage for stage, _ in group), policy=positions or group[-1][1])
         for layer, group in sorted(layers.items())
     )
     # Without a stage before the language model nothing is dropped there, and both policies are the same.
-    first = "original" if before is None else before.stages[-1].place.positions
+    first = "original" if before is None else before.place.positions
     return Plan(strategy=strategy, before=before, policy=positions or first, cuts=cuts)
 
 

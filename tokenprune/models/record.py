@@ -134,7 +134,7 @@ class Record:
 
     def __init__(self, strategy: PruningStrategy, positions: Positions) -> None:
         self.strategy = strategy
-        self.site = site_of(strategy.stages[-1].place)
+        self.site = site_of(strategy.place)
         self.positions = positions
         self._calls: list[CallRecord] = []
         self._lock = Lock()
@@ -196,7 +196,7 @@ class Record:
         shape = columns.shape
         flat = torch.cat([columns.flatten(), *(s.indices.to(columns.device) for s in selections)]).cpu()
         places, *indices = flat.split([columns.numel(), *(s.kept for s in selections)])
-        counts, place = layer_tokens or [()] * len(selections), self.strategy.stages[-1].place
+        counts, place = layer_tokens or [()] * len(selections), self.strategy.place
         kept_from_before = frozen or [False] * len(selections)
         # Clones: a view would keep the whole transfer alive.
         with self._lock:

@@ -165,7 +165,7 @@ def select_tokens(
     chosen = range(len(prompt.segments)) if only is None else only
     if not chosen:
         return [], 0.0
-    if strategy is not None and isinstance(strategy.stages[-1].place, InDecoder):
+    if strategy is not None and isinstance(strategy.place, InDecoder):
         raise UnsupportedError(
             f"select_tokens: {strategy!r} acts inside the language model, but only what is dropped before it can be "
             "chosen here; use the context prune(model, strategy)"

@@ -67,11 +67,11 @@ def _variants(strategy: PruningStrategy, keeps: Iterable[int | float]) -> list[P
 
 def _promises(strategy: PruningStrategy, promise: Promise) -> bool:
     """Tell whether every stage promises it."""
-    return all(promise in stage.promises for stage in strategy.stages)
+    return promise in strategy.promises
 
 
 def _empties(strategy: PruningStrategy) -> bool:
-    return strategy.stages[-1].yields == "nothing"
+    return strategy.yields == "nothing"
 
 
 def check_facts(strategy: PruningStrategy) -> None:
@@ -137,7 +137,7 @@ def _check_selection(strategy: PruningStrategy, tokens: Tokens, selection: Selec
     )
     _require(len(set(kept)) == len(kept), strategy, f"indices repeat: {kept}")
     _require(not _promises(strategy, "ascending") or kept == sorted(kept), strategy, f"indices do not ascend: {kept}")
-    _require(bool(kept) != _empties(strategy), strategy, f"yields {strategy.stages[-1].yields!r}, but {len(kept)} stay")
+    _require(bool(kept) != _empties(strategy), strategy, f"yields {strategy.yields!r}, but {len(kept)} stay")
     _require(all(0 <= index < tokens.n for index in kept), strategy, f"indices out of range: {kept}")
     order = selection.order
     _require(

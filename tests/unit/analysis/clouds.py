@@ -6,6 +6,7 @@ import torch
 
 from tokenprune import Tokens
 from tokenprune.analysis import AnalysedImage, bundled_images
+from tokenprune.core.signals import signal_named
 from tokenprune.evaluate.loading import LoadedModel, load
 
 
@@ -30,4 +31,4 @@ def bundled_model() -> LoadedModel:
 
 @cache
 def scenes(count: int = 6) -> tuple[AnalysedImage, ...]:
-    return tuple(bundled_images(bundled_model(), count, swap=True, want=("cls_attention",)))
+    return tuple(bundled_images(bundled_model(), count, swap=True, want=(signal_named("cls_attention"),)))

@@ -11,6 +11,7 @@ from tests.unit.analysis.clouds import bundled_model
 from tokenprune import GreedyRepMax, MIAlignment
 from tokenprune.analysis import AnswerRecord, analyse_damage, analyse_turns, measure_calibration, measure_damage
 from tokenprune.baselines import GridPool, Random
+from tokenprune.core.signals import signal_named
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate import bundled_samples
 from tokenprune.evaluate.answers import answer, ask_batches
@@ -125,7 +126,7 @@ def test_the_bundled_model_is_damaged_more_by_fewer_tokens() -> None:
     assert few.plot(ax) is ax
     assert few.calibration.plot(ax) is ax
     # the divergence, from two answers by the formula
-    (batch,) = ask_batches(loaded, samples, want=("key",))
+    (batch,) = ask_batches(loaded, samples, want=(signal_named("key"),))
     plain, pruned = (answer(loaded, batch, one) for one in (None, Random(4)))
     expected = [
         torch.nn.functional.kl_div(b.first, a.first, log_target=True, reduction="sum")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from tests.unit.analysis.clouds import bundled_model
 from tokenprune import GreedyRepMax
 from tokenprune.analysis import analyse_gap, kept_sets, within_correlation
+from tokenprune.core.signals import signal_named
 from tokenprune.evaluate import Sample, bundled_samples
 from tokenprune.evaluate.answers import answer, ask_batches
 from tokenprune.repmax import exact_repmax, mean_pairwise_distance, token_cloud
@@ -70,7 +71,7 @@ def test_interval_of_the_correlation_is_that_of_a_plain_bootstrap_over_images() 
 def test_the_bundled_model_answers_on_the_sets() -> None:
     loaded, samples = bundled_model(), bundled_samples(5)
     report = analyse_gap(loaded, samples, 28, draws=1, time_limit=0.05, batch_size=3)
-    (batch,) = ask_batches(loaded, samples, want=("key",))
+    (batch,) = ask_batches(loaded, samples, want=(signal_named("key"),))
     by_hand = [one.correct for one in answer(loaded, batch, GreedyRepMax(28))]
     assert report.accuracy["greedy"].value == pytest.approx(np.mean(by_hand))
     assert report.names[:2] == ("random 100%", "random 75%")

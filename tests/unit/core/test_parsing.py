@@ -140,12 +140,12 @@ def test_a_budget_that_cannot_be_filled_in_is_refused(text: str, words: str) -> 
 
 
 def test_what_a_text_leaves_open() -> None:
-    assert open_arguments("random") == (True, True)
-    assert open_arguments("random(4, seed=2)") == (False, False)
-    assert open_arguments("random(keep=0.5) >> greedy_repmax") == (True, True)
-    assert open_arguments("greedy_repmax") == (True, False)
-    assert open_arguments("per_tile(random())") == (True, True)
-    assert open_arguments("fitprune((1, 2))") == (False, False)
+    assert open_arguments("random") == (True, True, True)
+    assert open_arguments("random(4, seed=2)") == (True, False, False)
+    assert open_arguments("random(keep=0.5) >> greedy_repmax") == (True, True, True)
+    assert open_arguments("greedy_repmax") == (True, True, False)
+    assert open_arguments("per_tile(random())") == (True, True, True)
+    assert open_arguments("fitprune((1, 2))") == (False, False, False)
 
 
 def test_budgets_and_seeds_are_replaced() -> None:

@@ -2,18 +2,18 @@
 
 import csv
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.unit.evaluate.tiny import tiny_loaded, tiny_samples, tiny_settings
-from tokenprune import registry
+from tokenprune import Choice, registry
+from tokenprune import strategy as method
+from tokenprune.core import places
+from tokenprune.core import strategy as core
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection
-from tokenprune.core.strategy import PruningStrategy
 from tokenprune.core.tokens import Tokens
 from tokenprune.evaluate import comparison as module
 from tokenprune.evaluate.comparison import Comparison, compare
@@ -47,16 +47,18 @@ def again(loaded: LoadedModel, samples: list[Sample], out: Path, **options: Any)
     return compare(loaded, samples, settings, data="tiny", out=out, figures=False, **options)
 
 
-@dataclass(frozen=True, repr=False)
-class InDecoder(PruningStrategy):
+@method("in_decoder", register=False)
+class InDecoder(core.Stage):
     """A strategy that acts where the runner cannot."""
 
-    name: ClassVar[str] = "in_decoder"
-    site = "decoder"
     keep: Keep
 
-    def _select(self, tokens: Tokens) -> Selection:
+    def choose(self, tokens: Tokens) -> Choice:
         raise NotImplementedError
+
+    @property
+    def place(self) -> places.InDecoder:
+        return places.InDecoder(self.layer, "compact")
 
 
 class StopAfter:

@@ -193,8 +193,8 @@ def test_strategy() -> None:
     assert mean_pairwise_distance(visual, greedy_repmax(visual, 8, distance="euclidean"), distance="euclidean") <= (
         expected.value + 1e-12
     )
-    assert not strategy.deterministic
-    assert ExactRepMax(8, time_limit=None).deterministic
+    assert "deterministic" not in strategy.promises
+    assert "deterministic" in ExactRepMax(8, time_limit=None).promises
     with pytest.raises(ValueError, match="ExactRepMax: solver must be one of"):
         ExactRepMax(8, solver="cplex")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ExactRepMax: time_limit must be"):

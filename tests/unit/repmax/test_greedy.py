@@ -157,7 +157,7 @@ def test_strategies() -> None:
     assert selection.indices.tolist() == sorted(selection.order.tolist())
     assert ReverseGreedyRepMax(0.2).select(tokens).indices.tolist() == reverse_greedy_repmax(visual, 6).tolist()
     assert GreedyRepMax(100).select(tokens).clamped
-    assert not GreedyRepMax(3, start="first").equivariant
+    assert "equivariant" not in GreedyRepMax(3, start="first").promises
     with pytest.raises(ValueError, match="GreedyRepMax: start=40 is no point"):
         GreedyRepMax(3, start=40).select(tokens)
     with pytest.raises(ValueError, match="GreedyRepMax: distance must be one of"):

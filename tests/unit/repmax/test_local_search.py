@@ -85,7 +85,7 @@ def test_strategies() -> None:
     assert torch.equal(local, local_search_repmax(tokens.visual, 8, start="reverse", distance="euclidean"))
     rounded = RelaxRoundRepMax(8, distance="angular").select(tokens).indices
     assert torch.equal(rounded, relax_round_repmax(tokens.visual, 8, distance="angular"))
-    assert LocalSearchRepMax(8).equivariant
-    assert not LocalSearchRepMax(8, start="random").equivariant
+    assert "equivariant" in LocalSearchRepMax(8).promises
+    assert "equivariant" not in LocalSearchRepMax(8, start="random").promises
     with pytest.raises(ValueError, match="LocalSearchRepMax: max_swaps must be"):
         LocalSearchRepMax(8, max_swaps=-1)

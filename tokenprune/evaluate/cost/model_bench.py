@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tokenprune.core.signals import IMAGE_KEY, PROJECT, FromProjector, FromTower, Signal
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.cells import DENSE
 from tokenprune.evaluate.cost.break_even import Pace, output_lengths
@@ -18,7 +19,7 @@ from tokenprune.evaluate.cost.shapes import DecoderShape, TowerShape
 from tokenprune.evaluate.cost.stages import Stages, run_stages
 from tokenprune.evaluate.cost.timing import Spread, spread, time_call
 from tokenprune.models import adapter_for
-from tokenprune.models.vision import SIGNALS, Vision
+from tokenprune.models.vision import Vision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class ModelBench:
 
     setup: Setup
     roofline: Roofline
-    _visions: dict[tuple[int, frozenset[str]], tuple[Vision, Spread, int]] = field(default_factory=dict)
+    _visions: dict[tuple[int, frozenset[Signal]], tuple[Vision, Spread, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         setup = self.setup
@@ -151,7 +152,7 @@ class ModelBench:
         for size in sizes:
             generator = torch.Generator(device=setup.device).manual_seed(size)
             noise = torch.randn(size, self.decoder.width, device=setup.device, generator=generator).to(setup.dtype)
-            vision = Vision(features=noise, counts=(size,), grids=(None,), keys=(size,))
+            vision = Vision(features=noise, counts=(size,), grids=(None,), signals={IMAGE_KEY: (size,)})
             inputs = random_prompts(setup.config, vision.counts, setup.text, device=setup.device)
             found: dict[str, list[Stages]] = {"dense": [], "pruned": []}
             for number in range(setup.warmup + max(3, setup.repeats)):
@@ -181,8 +182,9 @@ class ModelBench:
 
     def _see(self, batch: int, strategy: PruningStrategy | None) -> tuple[Vision, Spread, int]:
         """The encoded pictures, the time that takes, and how many went through the tower."""
-        asked = frozenset[str]() if strategy is None else strategy.needs | strategy.uses
-        want = asked & {*SIGNALS, "project"} | {"key"}  # one time for all that ask the tower for the same
+        read = () if strategy is None else strategy.needs
+        tower = {signal for signal in read if isinstance(signal.source, FromTower | FromProjector) or signal is PROJECT}
+        want = frozenset({IMAGE_KEY, *tower})  # one time for all that read the same of the tower
         if (batch, want) not in self._visions:
             self._visions.clear()  # one batch size at a time fits
             setup = self.setup
