@@ -143,7 +143,7 @@ class MergesAlways(First):
 
 @broken("unchecked", "keep")
 class Unchecked(First):
-    keep: int | float  # type: ignore[assignment]
+    keep: int | float
 
     def __post_init__(self) -> None:
         pass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenprune.core.registry import builtin_strategies
+from tokenprune.core.registry import builtin
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(page for page in (ROOT / "docs" / "methods").glob("*.md") if page.name != "index.md")
@@ -32,5 +32,5 @@ def test_every_page_says_what_it_is_about_and_draws_what_is_kept(page: Path) -> 
 def test_every_strategy_is_described_once() -> None:
     names = [name for page in PAGES for name in described(page)]
     assert len(names) == len(set(names))
-    missing = sorted(set(builtin_strategies()) - set(names))
+    missing = sorted(set(builtin()) - set(names))
     assert not missing, f"print fact_table({missing[0]!r}) under Needs of a page under docs/methods/"

@@ -9,6 +9,7 @@ from tests.models.decoder_oracle import InDecoder
 from tests.models.oracle import BATCHES, ByContent
 from tokenprune import PruningStrategy
 from tokenprune.cli.main import main
+from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.evaluate.cost import (
     DecoderShape,
     cache_layers,
@@ -43,7 +44,7 @@ def test_formula_and_counter_agree(strategy: PruningStrategy | None, dtype: torc
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     adapter = adapter_for(model)
     with torch.no_grad():
-        vision = adapter.encode(inputs, {"key"})
+        vision = adapter.encode(inputs, {IMAGE_KEY})
     ran = run_stages(adapter, inputs, vision, strategy, max_new_tokens=1)
     counted = counted_flops(lambda: run_stages(adapter, inputs, vision, strategy, max_new_tokens=1))
     decoder, rows = DecoderShape.of(model.config), inputs["input_ids"].shape[0]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.oracle import BATCHES, ByContent, KeepAll, reference_rows
+from tests.models.oracle import BATCHES, ByContent, KeepAll, named, of, reference_rows
 from tokenprune import GreedyRepMax, PruningStrategy, prune
 from tokenprune.models import adapter_for
 from tokenprune.testing import tiny_llava
@@ -94,11 +94,11 @@ def test_signals_equal_those_of_the_cpu() -> None:
         model, make_inputs = tiny_llava()
         model.to(device)
         pixels = make_inputs(["<0> and <1>"])["pixel_values"].to(device)
-        want = frozenset({"cls_attention", "key"})
+        want = named("cls_attention", "key")
         with torch.no_grad():
             states.append(adapter_for(model).encode({"pixel_values": pixels}, want))
     assert states[0].keys == states[1].keys
-    assert states[0].cls_attention is not None
-    assert states[1].cls_attention is not None
-    for cpu, gpu in zip(states[0].cls_attention, states[1].cls_attention, strict=True):
+    assert of(states[0], "cls_attention") is not None
+    assert of(states[1], "cls_attention") is not None
+    for cpu, gpu in zip(of(states[0], "cls_attention"), of(states[1], "cls_attention"), strict=True):
         assert (cpu - gpu.cpu()).abs().max() <= 1e-5

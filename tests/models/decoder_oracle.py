@@ -15,7 +15,7 @@ from tokenprune import Choice, PruningStrategy, Tokens, prune
 from tokenprune import strategy as method
 from tokenprune.core import places
 from tokenprune.core.places import Positions
-from tokenprune.core.signals import signal_named
+from tokenprune.core.signals import Signal, signal_named
 from tokenprune.models import Record
 from tokenprune.models.vision import image_keys
 
@@ -84,7 +84,7 @@ class InDecoder(ByContent):
 class Attended(InDecoder):
     """As many of the most attended tokens."""
 
-    needs = (
+    needs: tuple[Signal, ...] = (
         signal_named("key"),
         signal_named("decoder_attention"),
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.models.decoder_oracle import Stage, View
 from tokenprune import PruningStrategy, prune
 from tokenprune.core.places import Positions
+from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.models import Record, adapter_for
 from tokenprune.testing import reference_logits
 from tokenprune.testing.reference import Forward, additive
@@ -278,7 +279,7 @@ def check_inside(
         output = _generate(model, inputs, **settings)
     logits = torch.stack(output.logits, dim=1)
     adapter = adapter_for(model)
-    keys = adapter.encode(inputs, {"key"}).keys or ()
+    keys = adapter.encode(inputs, {IMAGE_KEY}).keys or ()
     for row in range(len(inputs["input_ids"])):
         mine = [i for i, image in enumerate(record.images) if image.prompt == row]
         images = [record.images[i] for i in mine]

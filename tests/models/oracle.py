@@ -52,7 +52,7 @@ BATCHES = {
 class ByContent(core.Stage):
     """Keeps 3 to 11 random tokens, how many and which depending on the image alone."""
 
-    needs = (signal_named("key"),)
+    needs: tuple[Signal, ...] = (signal_named("key"),)
 
     seed: int = 0
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.models.oracle import (
     BATCHES,
     EVERYTHING,
+    TOWER,
     ByContent,
     InPickOrder,
     KeepAll,
@@ -25,15 +26,16 @@ from tests.models.oracle import (
 )
 from tokenprune import Selection, prune
 from tokenprune.core.places import Positions
+from tokenprune.core.signals import Signal
 from tokenprune.models import Adapter, Vision, adapter_for, build_prompt, compact, families, select_tokens
 from tokenprune.models.llava import LlavaAdapter
 from tokenprune.models.prompt import Prompt, Segment
 from tokenprune.models.tap import attention_rows, tap
-from tokenprune.models.vision import SIGNALS, image_keys
+from tokenprune.models.vision import image_keys
 from tokenprune.testing import random_image, tiny_llava
 
 
-def encoded(attention: str = "sdpa", want: Collection[str] = EVERYTHING) -> tuple[Any, dict[str, Tensor], Vision]:
+def encoded(attention: str = "sdpa", want: Collection[Signal] = EVERYTHING) -> tuple[Any, dict[str, Tensor], Vision]:
     model, make_inputs = tiny(attention)
     inputs = make_inputs(BATCHES["two images"])
     with torch.no_grad():
@@ -63,7 +65,7 @@ def test_signals_equal_those_of_the_eager_tower(attention: str) -> None:
         "vision_last_keys": keys[2][:, 1:],
         "vision_last_cls": torch.stack([queries[2][:, 0], keys[2][:, 0]], 1),
     }
-    assert set(expected) == set(SIGNALS)
+    assert set(expected) == set(TOWER)
     for name, value in expected.items():
         # Attention lies in [0, 1]; the states are of size 5, and SDPA rounds otherwise than eager in the layers before.
         bound = 1e-6 if name.startswith("cls_attention") or attention == "eager" else 1e-5
@@ -72,7 +74,7 @@ def test_signals_equal_those_of_the_eager_tower(attention: str) -> None:
     assert torch.equal(vision.features, torch.cat(features))
     assert of(vision, "project") is not None
     assert of(vision, "vision_states") is not None
-    torch.testing.assert_close(of(vision, "project")(of(vision, "vision_states")[1]), features[1])
+    torch.testing.assert_close(of(vision, "project")[0](of(vision, "vision_states")[1]), features[1])
 
 
 def test_signals_come_only_when_wanted_and_leave_nothing() -> None:
@@ -80,9 +82,9 @@ def test_signals_come_only_when_wanted_and_leave_nothing() -> None:
     encoded()
     before = traces(model)
     _, _, vision = encoded(want=named("text", "grid"))
-    assert all(of(vision, name) is None for name in (*SIGNALS, "keys", "project"))
+    assert all(of(vision, name) is None for name in (*TOWER, "key", "project"))
     _, _, vision = encoded(want=named("cls_attention"))
-    assert [name for name in SIGNALS if of(vision, name) is not None] == ["cls_attention"]
+    assert [name for name in TOWER if of(vision, name) is not None] == ["cls_attention"]
     assert traces(model) == before
 
 
@@ -97,7 +99,7 @@ def test_signals_of_the_same_module_share_a_tap() -> None:
     )
     both = adapter_for(model).encode({**inputs, "vision_feature_layer": 2}, EVERYTHING)
     same = adapter_for(model).encode({**inputs, "vision_feature_layer": -2}, EVERYTHING)
-    assert torch.equal(both.cls_attention[0], same.cls_attention[0])  # type: ignore[index]
+    assert torch.equal(of(both, "cls_attention")[0], of(same, "cls_attention")[0])
 
 
 def test_grouped_attention_rows_and_a_second_tap() -> None:
@@ -267,7 +269,7 @@ class OtherFamily(Adapter):
 
     model_types = frozenset({"other_family"})
 
-    def encode(self, inputs: Mapping[str, Any], want: Collection[str] = frozenset()) -> Vision:
+    def encode(self, inputs: Mapping[str, Any], want: Collection[Signal] = frozenset()) -> Vision:
         return LlavaAdapter(self.model).encode(inputs, want)
 
 

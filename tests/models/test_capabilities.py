@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenprune.OLD.tokens import FIELD_NAMES
 
 from tests.models.family_oracle import tiny
-from tokenprune import PruningStrategy, Selection, Tokens, prune
+from tests.models.oracle import named
+from tokenprune import Choice, Tokens, prune
+from tokenprune.core import places
+from tokenprune.core import strategy as core
+from tokenprune.core.signals import Signal, signal_named
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, families
 from tokenprune.testing import tiny_families
 
@@ -16,16 +19,15 @@ ALL = tiny_families()
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-class Probe(PruningStrategy):
+class Probe(core.Stage):
     """Keeps everything, at a place and with needs that are set on the instance."""
 
     name = "probe"
+    needs: tuple[Signal, ...] = ()
+    place: places.Place = places.BeforeDecoder()
 
-    def requested(self, tokens: Tokens) -> int | None:
-        return tokens.n
-
-    def _select(self, tokens: Tokens) -> Selection:
-        return Selection(indices=torch.arange(tokens.n), total=tokens.n)
+    def choose(self, tokens: Tokens) -> Choice:
+        return Choice(torch.arange(tokens.n))
 
 
 def probe(**facts: object) -> Probe:
@@ -48,13 +50,13 @@ def test_places_that_are_not_declared_are_refused_with_the_reason(family: str) -
     adapter = adapter_for(model)
     assert "projector" in adapter.sites
     if "decoder" in adapter.sites:
-        prune(model, probe(site="decoder", layer=3))
+        prune(model, probe(place=places.InDecoder(3)))
     else:
         with pytest.raises(UnsupportedError, match=f"because {adapter.reasons['decoder']}"):
-            prune(model, probe(site="decoder", layer=3))
+            prune(model, probe(place=places.InDecoder(3)))
     if "tower" not in adapter.sites and "tower" in adapter.reasons:
         with pytest.raises(UnsupportedError, match=f"because {adapter.reasons['tower']}"):
-            prune(model, probe(site="tower"))
+            prune(model, probe(place=places.InTower()))
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -63,19 +65,18 @@ def test_declared_signals_are_supplied_and_others_refused(family: str) -> None:
     adapter = adapter_for(model)
     inputs = make_inputs(["look at <1> and <0> now"])
     with torch.no_grad():
-        tokens = build_prompt(adapter, inputs, adapter.encode(inputs, adapter.signals)).tokens()
-    assert adapter.signals <= FIELD_NAMES
+        tokens = build_prompt(adapter, inputs, adapter.encode(inputs, named(*adapter.signals))).tokens()
     for name in adapter.signals:
         supplied = [getattr(image, name) is not None for image in tokens]
         # Images in one tile have no tiles, those in several no raster.
         assert all(supplied) or (name in ("tiles", "grid") and "tiles" in adapter.signals), name
-        assert getattr(tokens[0], name) is None or prune(model, probe(needs=frozenset({name})))
+        assert getattr(tokens[0], name) is None or prune(model, probe(needs=(signal_named(name).strict(),)))
     for name in ("cls_attention", "vision_cls", "grid", "project", "tile_grid"):
         if name in adapter.signals:
             continue
         reason = f"because {adapter.reasons[name]}" if name in adapter.reasons else f"needs Tokens.{name}"
         with pytest.raises(UnsupportedError, match=re.escape(reason)):
-            prune(model, probe(needs=frozenset({name})))
+            prune(model, probe(needs=(signal_named(name).strict(),)))
     if "cls_attention" not in adapter.signals:
         assert "cls_attention" in adapter.reasons
 

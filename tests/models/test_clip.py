@@ -131,7 +131,7 @@ def test_signals_are_those_of_direct_calls() -> None:
         assert tokens.clip_text is not None
         torch.testing.assert_close(tokens.clip_visual, visual[row], atol=1e-5, rtol=0)
         torch.testing.assert_close(tokens.clip_text, expected_text(question), atol=1e-5, rtol=0)
-    assert [tokens.clip_text.shape[0] for tokens in Looking.shown] == [1, 3]  # type: ignore[union-attr]
+    assert [tokens.clip_text.shape[0] for tokens in Looking.shown] == [1, 3]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -15,6 +15,7 @@ from tests.models.test_decoder_generate import LAYERS, tiny
 from tokenprune import Choice, GreedyRepMax, PruningStrategy, Tokens, parse, prune, prune_inputs
 from tokenprune import strategy as method
 from tokenprune.baselines import FastV
+from tokenprune.core import places
 from tokenprune.core.signals import signal_named
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, select_tokens
 from tokenprune.models import signals as decoder_signals
@@ -353,8 +354,7 @@ def test_functions_that_stop_before_the_language_model_refuse_stages_inside() ->
 
 def test_pipelines_check_sites_and_layers_when_they_are_built() -> None:
     assert parse(repr(STRATEGY), known={"attended": Attended}) == STRATEGY
-    assert STRATEGY.site == "decoder"
-    assert STRATEGY.layer == 3
+    assert STRATEGY.place == places.InDecoder(3, "compact")
     with pytest.raises(ValueError, match="earlier in the model"):
         FastV(3) >> GreedyRepMax(3)
     with pytest.raises(ValueError, match="order the stages by layer"):

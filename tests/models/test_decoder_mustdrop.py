@@ -14,7 +14,7 @@ from tests.models.test_decoder_generate import LAYERS, tiny
 from tests.parity import references
 from tokenprune import prune
 from tokenprune.baselines import MustDrop, MustDropStage
-from tokenprune.core.places import Positions
+from tokenprune.core.places import Positions, order_of
 from tokenprune.models.vision import image_keys
 
 # Each value once; the full product is run by `make test-matrix`.
@@ -92,7 +92,7 @@ def test_the_key_set_stays_whatever_the_text_looks_at(thresholds: tuple[float, f
 
 def test_layers_and_numbers() -> None:
     assert MustDrop.published(128) == MustDrop(0.0012, 0.001)
-    assert [stage.layer for stage in MustDrop(0.1, 0.1).stages] == [3, 7, 11, 15]
+    assert [order_of(stage.place)[1] for stage in MustDrop(0.1, 0.1).stages] == [3, 7, 11, 15]
     assert MustDrop(0.1, 0.1).at_depth(32) == MustDrop(0.1, 0.1, layers=(3, 7, 11, 15))
     assert MustDrop(0.1, 0.1, layers=(1, 2)).at_depth(LAYERS) == MustDrop(0.1, 0.1, layers=(1, 2))
     with pytest.raises(ValueError, match="budget must be one of"):

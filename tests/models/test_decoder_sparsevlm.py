@@ -11,8 +11,8 @@ from tests.parity import references
 from tokenprune import Choice, Tokens, prune
 from tokenprune import strategy as method
 from tokenprune.baselines import DART, FastV, FitPruneStage, Random, SparseVLM, SparseVLMStage
-from tokenprune.core.places import Positions
-from tokenprune.core.signals import signal_named
+from tokenprune.core.places import Positions, order_of
+from tokenprune.core.signals import Signal, signal_named
 from tokenprune.models import UnsupportedError
 
 # Each value once; the full product is run by `make test-matrix`.
@@ -68,7 +68,7 @@ def test_every_step_equals_the_reference(positions: Positions | None, attention:
 class Sketch(Attended):
     """Keeps the most attended tokens and makes none to four more, of what it dropped; how many depends on the image."""
 
-    needs = (
+    needs: tuple[Signal, ...] = (
         signal_named("key"),
         signal_named("decoder_attention"),
         signal_named("decoder_hidden"),
@@ -165,7 +165,7 @@ def test_schedules() -> None:
     assert counts(SparseVLM(400, schedule="192")) == [576, 576, 400]
     assert counts(SparseVLM(72)) == [288, 144, 72]
     assert counts(SparseVLM(9, schedule=(3, 1), layers=(2, 5))) == [27, 9]
-    assert [stage.layer for stage in SparseVLM(9).stages] == [3, 7, 16]
+    assert [order_of(stage.place)[1] for stage in SparseVLM(9).stages] == [3, 7, 16]
     assert SparseVLM(9).at_depth(32) == SparseVLM(9, layers=(3, 7, 16))
     assert SparseVLM(9).at_depth(LAYERS) == SparseVLM(9, layers=(1, 2, 3))
     with pytest.raises(ValueError, match="at least 4 decoder layers"):

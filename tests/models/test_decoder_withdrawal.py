@@ -11,7 +11,7 @@ from tokenprune import GreedyRepMax, PruningStrategy, Tokens, prune
 from tokenprune import strategy as method
 from tokenprune.baselines import VTW, FastV, GridPool
 from tokenprune.core.places import Positions
-from tokenprune.core.signals import signal_named
+from tokenprune.core.signals import DECODER_ATTENTION, IMAGE_KEY
 from tokenprune.evaluate.withdrawal import find_withdrawal_layer, withdrawal_divergences
 from tokenprune.models import UnsupportedError
 
@@ -50,10 +50,7 @@ def test_it_may_follow_other_stages(batch: str) -> None:
 
     @method("few", register=False)
     class Few(FastV):
-        needs = (
-            signal_named("key"),
-            signal_named("decoder_attention"),
-        )
+        needs = (DECODER_ATTENTION, IMAGE_KEY)  # type: ignore[assignment]
 
         def requested(self, tokens: Tokens) -> int | None:
             return 3 + (tokens.key or 0) % 5

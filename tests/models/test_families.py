@@ -14,6 +14,7 @@ from tests.models.oracle import ByContent, InPickOrder, KeepAll, traces
 from tests.parity import references
 from tokenprune import prune, prune_inputs
 from tokenprune.baselines import VTW, FitPruneStage, SparseVLM
+from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, compact, select_tokens
 
 ATTENTION = ["sdpa", "eager"]
@@ -173,7 +174,7 @@ def test_the_axis_that_generate_counts_on_has_no_gaps(family: str) -> None:
     inputs = make_inputs(BATCHES["several images"])
     adapter = adapter_for(model)
     with torch.no_grad():
-        prompt = build_prompt(adapter, inputs, adapter.encode(inputs, {"key"}))
+        prompt = build_prompt(adapter, inputs, adapter.encode(inputs, {IMAGE_KEY}))
     selections, _ = select_tokens(ByContent(), prompt)
     pruned = compact(prompt, selections, positions="original")
     columns, mask = pruned.positions[0], pruned.mask.bool()

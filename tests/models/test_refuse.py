@@ -143,7 +143,7 @@ class Elsewhere(core.Stage):
 
     @property
     def place(self) -> places.InDecoder:
-        return places.InDecoder(self.layer, "compact")
+        return places.InDecoder(1)
 
 
 @method("needs_clip", register=False)

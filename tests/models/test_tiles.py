@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.models.family_oracle import tiny
-from tests.models.oracle import of
+from tests.models.oracle import named, of
 from tokenprune.models import adapter_for
 from tokenprune.models.shuffled import Run
 from tokenprune.testing.tiny_family import FENCE, PART, WHOLE
@@ -22,7 +22,7 @@ def signals(family: str, prompts: list[str]) -> tuple[Any, dict[str, Tensor], An
     inputs = make_inputs(prompts)
     adapter = adapter_for(model)
     with torch.no_grad():
-        return model, inputs, adapter.encode(inputs, {*adapter.signals, "key"})
+        return model, inputs, adapter.encode(inputs, named(*adapter.signals))
 
 
 def patches_of(family: str, pixels: Tensor, layer: int, crop: int) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def test_features_are_those_of_the_loop(kind: str, attention: str, strategy: ToM
     model, make_inputs = tower_llava(kind, attention)
     inputs = make_inputs(BATCHES["two images"])
     with torch.no_grad():
-        vision = encode_merged(adapter_for(model), inputs, {"vision_keys", "cls_attention", "key"}, strategy)
+        vision = encode_merged(adapter_for(model), inputs, named("vision_keys", "cls_attention", "key"), strategy)
     assert vision.counts == (16,) * 3
     assert vision.grids == ((4, 4),) * 3
     assert of(vision, "tower_size") is not None
@@ -196,7 +196,7 @@ def test_images_of_one_batch_may_end_with_different_numbers_of_tokens(kind: str)
     assert len({int((size > 0).sum()) for size in of(together, "tower_size")}) > 1
     for i, single in enumerate(alone):
         torch.testing.assert_close(together.features.split(16)[i], single.features, atol=1e-5, rtol=0)
-        for name in (*want, "tower_size"):
+        for name in (*(signal.name for signal in want), "tower_size"):
             if of(single, name) is not None:
                 torch.testing.assert_close(of(together, name)[i], of(single, name)[0], atol=1e-5, rtol=0)
 
@@ -206,8 +206,8 @@ def test_attention_of_the_first_layer_adds_up_over_everything_merged_since() -> 
     inputs, adapter = make_inputs(["<0> a"]), adapter_for(model)
     wanted = expected("clip", ToMe(5), inputs["pixel_values"])[0]
     with torch.no_grad():
-        plain = adapter.encode(inputs, {"cls_attention_first"}).cls_attention_first
-        merged = see(adapter, inputs, {"cls_attention_first"}, ToMe(5)).cls_attention_first
+        plain = of(adapter.encode(inputs, named("cls_attention_first")), "cls_attention_first")
+        merged = of(see(adapter, inputs, named("cls_attention_first"), ToMe(5)), "cls_attention_first")
     assert plain is not None
     assert merged is not None
     sums = torch.stack([plain[0][:, members].sum(1) for members in wanted.members], dim=1)
@@ -312,7 +312,7 @@ def test_pipelines_are_checked_when_they_are_built() -> None:
         ToMe(8) >> ToMe(5)
     with pytest.raises(ValueError, match="needs the complete raster"):
         ToMe(8) >> GridPool(4)
-    assert (ToMe(8) >> FasterVLM(5) >> FastV(2, layer=1)).site == "decoder"
+    assert (ToMe(8) >> FasterVLM(5) >> FastV(2, layer=1)).place == places.InDecoder(1)
 
 
 @pytest.mark.parametrize(

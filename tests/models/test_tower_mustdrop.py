@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.models.decoder_oracle import Rule, Stage, View, expected_row
-from tests.models.oracle import BATCHES, of
+from tests.models.oracle import BATCHES, named, of
 from tests.models.tower_oracle import tower_llava
 from tests.parity import references
 from tokenprune import PruningStrategy, prune
@@ -83,7 +83,7 @@ def test_merging_alone_equals_the_loop_at_every_step(attention: str, kind: str) 
     assert len({len(merged.places) for merged in wanted}) > 1, "the images must keep different numbers"
     with torch.no_grad():
         vision = encode_merged(
-            adapter_for(model), inputs, {"cls_attention_last"} if kind == "clip" else set(), strategy
+            adapter_for(model), inputs, named("cls_attention_last") if kind == "clip" else named(), strategy
         )
     logits, record = generated(model, inputs, strategy)
     for i, merged in enumerate(wanted):

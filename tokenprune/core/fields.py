@@ -22,6 +22,7 @@ from typing import (
 from tokenprune.core import registry
 
 T = TypeVar("T")
+_STATEMENTS = frozenset({"needs", "place", "yields", "promises", "example"})
 
 
 def check_layer(value: object, *, owner: str, parameter: str = "layer") -> int:
@@ -122,7 +123,11 @@ def _dataclass(cls: type[T], name: str, paper: str) -> type[T]:
 
     attributes: Any = cls
     attributes.name, attributes.paper, attributes.__post_init__ = name, paper, post_init
-    annotations = {key: kind for key, kind in inspect.get_annotations(cls).items() if not _is_class_var(kind)}
+    written = inspect.get_annotations(cls)
+    for statement in _STATEMENTS & written.keys():  # what a class says of itself is no part of its configuration
+        written[statement] = ClassVar[Any]
+    attributes.__annotations__ = written
+    annotations = {key: kind for key, kind in written.items() if not _is_class_var(kind)}
     options = [key for key in annotations if key in cls.__dict__] if KW_ONLY not in annotations.values() else []
     for option in options:
         default = cls.__dict__[option]

@@ -9,6 +9,7 @@ from tests.models.family_oracle import tiny
 from tokenprune import Tokens, prune
 from tokenprune.baselines import HiREDNext
 from tokenprune.baselines.hired import hired_next
+from tokenprune.core.signals import TILE_GRID, TILES
 from tokenprune.models import UnsupportedError
 from tokenprune.testing import random_tokens
 
@@ -76,7 +77,7 @@ def test_what_does_not_fit_is_refused() -> None:
     tokens = random_tokens()
     assert tokens.tiles is not None
     with pytest.raises(ValueError, match="names no token of tile 0"):
-        HiREDNext(4).select(replace(tokens, tiles=tokens.tiles + 1, tile_grid=(1, 3)))
+        HiREDNext(4).select(tokens.knowing({TILES: tokens[TILES] + 1, TILE_GRID: (1, 3)}))
     with pytest.raises(UnsupportedError, match=r"needs Tokens\.tile_grid"):
         prune(tiny("llava")[0], HiREDNext(4))
 

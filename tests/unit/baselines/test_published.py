@@ -186,5 +186,5 @@ def test_tokens_check_the_new_signals() -> None:
         with pytest.raises(ValueError, match=word):
             Tokens(x, **bad)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="project"):
-        Tokens(x, project=3)  # type: ignore[arg-type]
+        Tokens(x, project=3)
     assert Tokens(x, clip_visual=x).take(torch.tensor([1, 2])).n == 2

@@ -1,6 +1,5 @@
 """Budgets that the images of a prompt share."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from tokenprune.core.shared_budget import (
     intra_diversity,
     register_allocation,
 )
+from tokenprune.core.signals import PROMPT_NUMBER
 from tokenprune.repmax import mean_pairwise_distance
 from tokenprune.testing import check_strategy, random_tokens
 
@@ -139,7 +139,7 @@ def test_in_pipelines() -> None:
     assert parse(repr(strategy)) == strategy
     assert repr(strategy).endswith("prompt_budget(strategy=greedy_repmax(keep=1.0), keep=0.2, rule='intra')")
     batch = [random_tokens(4, 5), random_tokens(3, 4)]
-    selections = strategy.select_batch([replace(tokens, prompt=1) for tokens in batch])
+    selections = strategy.select_batch([tokens.knowing({PROMPT_NUMBER: 1}) for tokens in batch])
     assert sum(selection.kept for selection in selections) == 6, "20% of 32, rounded half up"
 
 

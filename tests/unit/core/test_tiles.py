@@ -1,13 +1,12 @@
 """Budgets per tile: each tile is chosen from as if it were an image of its own."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from tests.models.family_oracle import tiny
 from tokenprune import Choice, GreedyRepMax, PruningStrategy, Stage, Tokens, parse, prune
 from tokenprune.baselines import FastV, GridPool, Random, UniformGrid
+from tokenprune.core.signals import TILE_GRID, TILES
 from tokenprune.core.wrappers import PerTile
 from tokenprune.testing import check_strategy, random_tokens
 
@@ -16,7 +15,7 @@ def image(*sizes: int, newlines: int = 3, seed: int = 0) -> Tokens:
     """Tiles of these sizes, their tokens mixed, with newline tokens among them."""
     number = torch.cat([torch.full((n,), i) for i, n in enumerate(sizes)] + [torch.full((newlines,), -1)])
     number = number[torch.randperm(len(number), generator=torch.Generator().manual_seed(seed))]
-    return replace(random_tokens(1, len(number), seed=seed), tiles=number)
+    return random_tokens(1, len(number), seed=seed).knowing({TILES: number})
 
 
 @pytest.mark.parametrize("keep", [3, 0.4])
@@ -37,13 +36,13 @@ def test_every_tile_is_an_image_of_its_own(keep: float, newlines: str) -> None:
 
 def test_an_image_without_tiles_is_one() -> None:
     tokens = random_tokens(seed=3)
-    whole = replace(tokens, tiles=None, tile_grid=None)
+    whole = tokens.knowing({TILES: None, TILE_GRID: None})
     for strategy in (GreedyRepMax(5), Random(0.3, seed=2)):
         assert PerTile(strategy).select(whole).indices.tolist() == strategy.select(whole).indices.tolist()
 
 
 def test_random_draws_differ_between_tiles() -> None:
-    tokens = replace(image(20, 20, newlines=0), tiles=torch.arange(40) // 20)
+    tokens = image(20, 20, newlines=0).knowing({TILES: torch.arange(40) // 20})
     kept = PerTile(Random(8)).select(tokens).indices
     assert kept[:8].tolist() != (kept[8:] - 20).tolist()
 

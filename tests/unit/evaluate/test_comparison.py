@@ -58,7 +58,7 @@ class InDecoder(core.Stage):
 
     @property
     def place(self) -> places.InDecoder:
-        return places.InDecoder(self.layer, "compact")
+        return places.InDecoder(2, "compact")
 
 
 class StopAfter:

@@ -9,6 +9,7 @@ from tests.models.decoder_oracle import InDecoder
 from tests.models.oracle import BATCHES, ByContent, KeepAll
 from tokenprune import GreedyRepMax, PruningStrategy, prune
 from tokenprune.baselines import FastV
+from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.evaluate.cost import (
     DecoderShape,
     TowerShape,
@@ -170,6 +171,6 @@ def test_the_sequences_of_a_context_and_of_the_runner_agree() -> None:
     for strategy in (ByContent(), InDecoder(), ByContent() >> InDecoder(layer=3)):
         with prune(model, strategy) as record:
             output = call(model, inputs, 4)
-        ran = run_stages(adapter, inputs, adapter.encode(inputs, {"key"}), strategy, max_new_tokens=4)
+        ran = run_stages(adapter, inputs, adapter.encode(inputs, {IMAGE_KEY}), strategy, max_new_tokens=4)
         assert ran.lengths == layer_lengths(record.calls[0], 4)
         assert torch.equal(ran.new, output[:, inputs["input_ids"].shape[1] :])

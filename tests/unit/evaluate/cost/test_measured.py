@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from tests.models.decoder_oracle import InDecoder
 from tests.models.oracle import BATCHES, ByContent
 from tokenprune import PruningStrategy, prune
+from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.evaluate.cost import (
     DecoderShape,
     Spread,
@@ -100,7 +101,7 @@ def test_the_cache_holds_what_every_layer_was_given(strategy: PruningStrategy | 
     rows, length = inputs["input_ids"].shape
     adapter = adapter_for(model)
     with torch.no_grad():
-        vision = adapter.encode(inputs, {"key"})
+        vision = adapter.encode(inputs, {IMAGE_KEY})
     ran = run_stages(adapter, inputs, vision, strategy, max_new_tokens=3)
     lengths: tuple[int, ...] = (length,) * 4
     if strategy is not None:
@@ -122,7 +123,7 @@ def test_a_static_cache_holds_more_slots_than_tokens() -> None:
     model, make_inputs = tiny_llava()
     inputs = make_inputs(BATCHES["padded"])
     adapter = adapter_for(model)
-    vision = adapter.encode(inputs, {"key"})
+    vision = adapter.encode(inputs, {IMAGE_KEY})
     options = {"cache_implementation": "static", "disable_compile": True}
     static = run_stages(adapter, inputs, vision, ByContent(), max_new_tokens=3, options=options)
     dynamic = run_stages(adapter, inputs, vision, ByContent(), max_new_tokens=3)
