@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tokenprune import registry
+from tokenprune.core import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

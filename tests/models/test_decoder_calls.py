@@ -17,8 +17,7 @@ from tokenprune import strategy as method
 from tokenprune.baselines import FastV
 from tokenprune.core import places
 from tokenprune.core.signals import signal_named
-from tokenprune.models import UnsupportedError, adapter_for, build_prompt, select_tokens
-from tokenprune.models import signals as decoder_signals
+from tokenprune.models import UnsupportedError, adapter_for, attended, build_prompt, select_tokens
 from tokenprune.models.tap import TAP, attention_rows, tap
 from tokenprune.testing import tiny_llava
 
@@ -180,7 +179,7 @@ def test_attention_is_read_only_when_a_stage_asks_and_only_for_the_prompt(monkey
         read.append(1)
         return attention_rows(*args)
 
-    monkeypatch.setattr(decoder_signals, "attention_rows", counted)
+    monkeypatch.setattr(attended, "attention_rows", counted)
     for strategy, times in ((InDecoder(), 0), (InDecoder(layer=1) >> FastV(3, layer=2), 1), (STRATEGY, 2)):
         read.clear()
         with prune(model, strategy):

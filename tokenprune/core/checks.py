@@ -156,7 +156,8 @@ def _check_pair(before: _Stage, stage: _Stage) -> None:
     if order_of(stage.place) < order_of(before.place):
         raise ValueError(
             f"Pipeline: {stage!r} acts {show_place(stage.place)}, earlier in the model than the stage before it "
-            f"({show_place(before.place)}); order the stages tower, before the decoder, in the decoder by layer"
+            f"({show_place(before.place)}); order the stages "
+            + ("by layer" if type(stage.place) is type(before.place) else "tower, before the decoder, in the decoder")
         )
     if before.yields == "extended" and order_of(stage.place) == order_of(before.place):
         raise ValueError(

@@ -175,8 +175,11 @@ def check_value(annotation: Any, value: Any, *, owner: str, parameter: str) -> A
         return value
     if words and not kinds:
         check_choice(owner, parameter, value, words)
-    wanted = " or ".join([*(f"a {kind.__name__}" for kind in kinds), *(repr(word) for word in words)])
-    raise TypeError(f"{owner}: {parameter} must be {wanted}, got {value!r} of type {type(value).__name__}")
+    others = " or ".join(f"{'an' if kind is int else 'a'} {kind.__name__}" for kind in kinds)
+    if words and isinstance(value, str):
+        names = ", ".join(map(repr, words))
+        raise ValueError(f"{owner}: {parameter} must be one of {names} or {others}, got {value!r}")
+    raise TypeError(f"{owner}: {parameter} must be {others}, got {value!r} of type {type(value).__name__}")
 
 
 def _is_a(value: object, kind: type) -> bool:

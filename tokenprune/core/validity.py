@@ -43,9 +43,11 @@ def check_tokens(tokens: _Bundle) -> None:
     n, width = visual.shape
     if n == 0 or width == 0:
         raise ValueError(
-            f"Tokens: visual is {tuple(visual.shape)}; an image needs at least one visual token, and a token one number"
+            f"Tokens: visual has no {'columns' if n else 'rows'}, it is {tuple(visual.shape)}; an image needs at least "
+            "one visual token, and a token at least one number"
         )
-    sizes = {"n": (n, "visual"), "d": (width, "visual")}
+    of_visual = f"visual {tuple(visual.shape)}"
+    sizes = {"n": (n, of_visual), "d": (width, of_visual)}
     parts: list[tuple[Signal, Any]] = [(TEXT, tokens.text), (QUESTION, tokens.question)]
     for signal, value in [*((s, v) for s, v in parts if v is not None), *tokens.signals.items()]:
         if not isinstance(signal, Signal):
@@ -75,15 +77,17 @@ def check_signal(signal: Signal, value: object, sizes: dict[str, tuple[int, str]
         shape = signal.shape
         check_tensor(signal.name, value, signal.dtype, len(shape))
         assert isinstance(value, Tensor)
+        found = f"{signal} {tuple(value.shape)}"
         for place, (axis, size) in enumerate(zip(shape, value.shape, strict=True)):
-            wanted, teller = (int(axis), "") if axis.isdigit() else sizes.setdefault(axis, (size, signal.name))
-            if axis != "_" and size != wanted:
+            if axis == "_":
+                continue
+            wanted, teller = (int(axis), "") if axis.isdigit() else sizes.setdefault(axis, (size, found))
+            if size != wanted:
                 why = f", as in {teller}" if teller else ""
                 raise ValueError(
                     f"Tokens: {signal.name} is {tuple(value.shape)} but must be ({', '.join(shape)}): axis {place} "
                     f"must have {wanted} entries{why}"
                 )
-            sizes.pop("_", None)
         if value.device != device:
             raise ValueError(
                 f"Tokens: {signal.name} is on {value.device} but visual is on {device}; move them together"

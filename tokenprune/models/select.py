@@ -14,6 +14,7 @@ from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.plan import site_of, tower_part
 from tokenprune.models.prompt import Prompt
+from tokenprune.models.signals import in_decoder
 from tokenprune.models.tower import check_layers
 
 
@@ -89,12 +90,13 @@ def _check_signals(stage: Stage, adapter: Adapter, family: str) -> None:
             )
         adapter.clip.check(adapter)
     for signal in stage.needs:
-        reason = adapter.why_not(signal)
+        inside = isinstance(stage.place, InDecoder)
+        reason = "" if in_decoder(signal) and not inside else adapter.why_not(signal)
         if reason is None or not signal.required or (signal in through_clip and adapter.clip is not None):
             continue
         raise UnsupportedError(
             f"prune: {stage!r} needs Tokens.{signal}, which {family} cannot supply "
-            f"{'inside' if isinstance(stage.place, InDecoder) else 'before'} its language model "
+            f"{'inside' if inside else 'before'} its language model "
             f"(it has {', '.join(sorted(adapter.signals))}){reason}; choose a strategy that does without it"
         )
 

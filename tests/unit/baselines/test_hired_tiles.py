@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert tokens.tiles is not None
     with pytest.raises(ValueError, match="names no token of tile 0"):
         HiREDNext(4).select(tokens.knowing({TILES: tokens[TILES] + 1, TILE_GRID: (1, 3)}))
-    with pytest.raises(UnsupportedError, match=r"needs Tokens\.tile_grid"):
+    with pytest.raises(UnsupportedError, match=r"needs Tokens\.tiles"):
         prune(tiny("llava")[0], HiREDNext(4))
 
 

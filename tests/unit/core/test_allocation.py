@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.models.oracle import tiny
 from tokenprune import GreedyRepMax, MIAlignment, PruningStrategy, Tokens, TrimTokenator, parse, prune
-from tokenprune import allocation as module
 from tokenprune.baselines import FastV, Random, UniformGrid
+from tokenprune.core import shared_budget as module
 from tokenprune.core.shared_budget import (
     PromptBudget,
     allocate,
@@ -127,7 +127,7 @@ def test_within_an_image_the_strategy_chooses_with_its_count(inner: PruningStrat
     strategy = PromptBudget(inner, keep=9, rule=rule)
     selections = strategy.select_batch(batch)
     for tokens, selection, count in zip(batch, selections, strategy.counts(batch), strict=True):
-        expected = module._with_keep(inner, count).select(tokens)
+        expected = inner.with_keep(count).select(tokens)
         assert torch.equal(selection.indices, expected.indices)
         assert selection.kept == min(count, selection.kept)
     assert parse(repr(strategy)) == strategy
@@ -172,7 +172,7 @@ def test_own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
             lambda: PromptBudget("uniform_grid(keep=1)", keep=3),  # type: ignore[arg-type]
             "must be a PruningStrategy",
         ),
-        (lambda: PromptBudget(PromptBudget(UniformGrid(1), keep=3), keep=3), "no budget of its own"),
+        (lambda: PromptBudget(PromptBudget(UniformGrid(1), keep=3), keep=3), "shares a budget already"),
         (lambda: PromptBudget(GreedyRepMax(3) >> FastV(2, layer=1), keep=3), "act at different places"),
     ],
 )

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.unit.evaluate.tiny import tiny_loaded, tiny_samples, tiny_settings
-from tokenprune import Choice, registry
+from tokenprune import Choice
 from tokenprune import strategy as method
-from tokenprune.core import places
+from tokenprune.core import places, registry
 from tokenprune.core import strategy as core
 from tokenprune.core.budget import Keep
 from tokenprune.core.tokens import Tokens
