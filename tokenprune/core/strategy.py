@@ -166,9 +166,9 @@ class PruningStrategy(ABC):
         abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
         if abstract:
             raise TypeError(f"{cls.__name__}: write {', '.join(sorted(abstract))}")
-        for name in ("select", "select_batch", "run", "__rshift__"):
-            owner = next(base for base in cls.__mro__ if name in vars(base))
-            if owner.__module__ != __name__:
+        for name in ("select", "select_batch", "run", "count", "__rshift__"):
+            owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+            if owner is not None and owner.__module__ != __name__:
                 raise TypeError(
                     f"{cls.__name__}: overrides {name}, which is final; write choose, choose_batch or score"
                 )
