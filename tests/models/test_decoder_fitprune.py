@@ -159,7 +159,7 @@ def test_layers_that_the_model_lacks_and_images_without_text_behind_are_refused(
     model, make_inputs = tiny()
     with (
         prune(model, FitPrune((1, 1))),
-        pytest.raises(UnsupportedError, match="prompt 1 has no text behind its image 0"),
+        pytest.raises(UnsupportedError, match="prompt 1 has no text after its image 0"),
     ):
         model(**make_inputs(ALL["two images"]))
     with pytest.raises(UnsupportedError, match="choose a layer from 1 to 4"):

@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused() -> None:
     SparseVLMStage(5, layer=2) >> DART(3, layer=3)
     with pytest.raises(ValueError, match="of the original tokens"):
         SparseVLMStage(5, layer=2) >> NeedsTower(layer=3)
-    with prune(model, SparseVLM(5)), pytest.raises(UnsupportedError, match="no text behind its image"):
+    with prune(model, SparseVLM(5)), pytest.raises(UnsupportedError, match="no text after its image"):
         model(**make_inputs(["here is <1>"]))
 
 
@@ -227,5 +227,5 @@ def test_extra_tokens_are_for_strategies_that_say_so() -> None:
         def choose(self, tokens: Tokens) -> Choice:
             return Choice(torch.arange(self.count(tokens)), extra=tokens.visual[:1])
 
-    with pytest.raises(RuntimeError, match="`extends` is False"):
+    with pytest.raises(RuntimeError, match="yields 'subset' but extra"):
         Silent(3).select(Tokens(torch.zeros(4, 2)))

@@ -136,7 +136,7 @@ def test_a_row_without_text_is_refused() -> None:
 def test_only_strategies_that_say_so_may_keep_nothing() -> None:
     @method("silent", register=False)
     class Silent(VTW):
-        withdraws = False
+        yields = "subset"  # type: ignore[assignment]
 
     with pytest.raises(RuntimeError, match="kept 0 of 4"):
         Silent().select(Tokens(torch.zeros(4, 2)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.models.oracle import BATCHES, ByContent, tiny
-from tokenprune import MIAlignment, Record, prune
+from tokenprune import BeforeDecoder, MIAlignment, Record, prune
 from tokenprune.baselines import GridPool, UniformGrid
 
 ROWS = BATCHES["two images"]
@@ -67,7 +67,7 @@ def test_the_authors_policy_is_taken() -> None:
     class Original(ByContent):
         """Its authors keep positions."""
 
-        positions = "original"
+        place = BeforeDecoder("original")
 
     with prune(model, Original()) as record:
         assert record.positions == "original"

@@ -104,7 +104,7 @@ def test_onevision_signals_are_interpolated_with_the_tokens() -> None:
     assert set(of(vision, "tiles")[0].tolist()) == {-1, 0, 1, 2, 3, 4}
     several = signals("llava_onevision", ["two of them <1> <2> here"])[2]
     assert several.counts == (17, 17)
-    assert several.tiles[0].tolist() == [0] * 16 + [-1]
+    assert of(several, "tiles")[0].tolist() == [0] * 16 + [-1]
 
 
 def test_onevision_videos_count_frames() -> None:

@@ -114,8 +114,8 @@ def test_stages_at_all_three_sites() -> None:
     wanted = expected("clip", ToMe(9), inputs["pixel_values"])
 
     def most_attended(_: int, merged: Merged) -> list[int]:
-        assert of(merged, "cls_attention") is not None
-        chosen = fastervlm(of(merged, "cls_attention")[None], 5)[0]
+        assert merged.cls_attention is not None
+        chosen = fastervlm(merged.cls_attention[None], 5)[0]
         return [merged.places[i] for i in chosen.tolist()]
 
     record = check(model, inputs, ToMe(9) >> FasterVLM(5), "compact", wanted, most_attended)

@@ -158,5 +158,5 @@ def test_the_raster_must_be_divisible_and_the_option_is_the_pipeline() -> None:
     for threshold in (1.5, float("nan"), "0.8"):
         with pytest.raises((TypeError, ValueError), match="threshold must be"):
             MustDropMerge(threshold=threshold)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="merge must be True or False"):
+    with pytest.raises(TypeError, match="merge must be a bool"):
         MustDrop(0.1, 0.1, merge=1)  # type: ignore[arg-type]

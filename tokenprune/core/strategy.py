@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar, cast, final
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from tokenprune.core import registry
 from tokenprune.core.budget import Keep, check_keep, keep_count
 from tokenprune.core.checks import Yields, check_form, check_images, check_made, check_order, check_rows
+from tokenprune.core.configured import Configured
 from tokenprune.core.places import BeforeDecoder, InDecoder, Place
 from tokenprune.core.running import run_stages
 from tokenprune.core.selection import Choice, Selection
@@ -34,7 +34,7 @@ def _uncompiled(function: _F) -> _F:
     return cast("_F", torch.compiler.disable(function))
 
 
-class PruningStrategy(ABC):
+class PruningStrategy(Configured, ABC):
     """A rule that decides which visual tokens of an image stay: one stage or several.
 
     No state is written while selecting, so one instance may serve many images and threads. Methods are written as a
@@ -76,11 +76,6 @@ class PruningStrategy(ABC):
     def promises(self) -> frozenset[Promise]:
         """What all stages promise."""
         return frozenset.intersection(*(stage.promises for stage in self.stages))
-
-    @classmethod
-    def summary(cls) -> str:
-        """Return the first line of the docstring, without its full stop."""
-        return (cls.__doc__ or "").strip().partition("\n")[0].rstrip(".")
 
     def requested(self, tokens: Tokens) -> int | None:
         """Count what is asked for of this image, not cut at what there is; None when a stage finds its number itself.
@@ -152,12 +147,7 @@ class PruningStrategy(ABC):
     def run(self, batch: Sequence[Tokens]) -> list[Selection]:
         """Choose for images that are known to be sound."""
 
-    def _with(self: _S, name: str, value: object, lacking: str) -> _S:
-        if not is_dataclass(self) or name not in {each.name for each in fields(self)}:
-            raise ValueError(f"{self!r} has {lacking}")
-        return replace(self, **{name: value})
-
-    def _check_built(self) -> None:  # noqa: B027 - most classes have nothing more to check
+    def _check_built(self) -> None:
         """Check the finished object; called by `@strategy` after the fields."""
 
     @classmethod
@@ -176,34 +166,6 @@ class PruningStrategy(ABC):
     def __rshift__(self, other: "PruningStrategy") -> "Pipeline":
         """`a >> b`: the pipeline that runs `a`, then `b` on what `a` kept."""
         return Pipeline([self, other]) if isinstance(other, PruningStrategy) else NotImplemented
-
-    def __eq__(self, other: object) -> bool:
-        return self._identity() == other._identity() if isinstance(other, PruningStrategy) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
-
-    def _identity(self) -> tuple[Any, ...]:
-        return tuple((type(stage), *map(_typed, _compared(stage))) for stage in self.stages)
-
-    def __repr__(self) -> str:
-        """The configuration, as `parse` reads it: required fields and those that differ from their default."""
-        shown: list[str] = []
-        for each in cast("Any", fields(self) if is_dataclass(self) else ()):
-            value = getattr(self, each.name)
-            if each.default is MISSING or type(value) is not type(each.default) or value != each.default:
-                shown.append(f"{each.name}={value!r}")
-        return f"{self.name}({', '.join(shown)})"
-
-
-def _compared(stage: "Stage") -> list[object]:
-    every: Any = fields(stage) if is_dataclass(stage) else ()
-    return [getattr(stage, each.name) for each in every if each.compare]
-
-
-def _typed(value: object) -> tuple[Any, ...]:
-    """A value with its types: Python takes keep=1, one token, for equal to keep=1.0, all of them."""
-    return tuple(map(_typed, value)) if isinstance(value, tuple) else (type(value), value)
 
 
 class Stage(PruningStrategy):

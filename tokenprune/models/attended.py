@@ -63,7 +63,7 @@ class ImageAttention:
         row: the batch's row that the image is in.
         image: int64 (n,), slots of its tokens.
         text: int64 (t,), slots of the text after it.
-        place: which image it is, for errors.
+        place: how errors say that there is no text after it.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ImageAttention:
             return module.last_rows[self.row][:, None, self.image]
         if module.causal and not self.text.shape[0]:
             raise UnsupportedError(
-                f"prune: {self.place} has no text after it, and a stage inside the decoder chooses by what that text "
+                f"prune: {self.place}, and a stage inside the decoder chooses by what that text "
                 "attends to; put the question after the image"
             )
         for slots, found in self._rows:  # two signals may ask for the same rows
@@ -206,7 +206,7 @@ def decoder_reader(
         )
         found = []
         for i, (row, slots, text) in enumerate(zip(layout.rows, layout.slots, text_after(layout), strict=True)):
-            place = f"image {layout.rows[:i].count(row)} of prompt {row}"
+            place = f"prompt {row} has no text after its image {layout.rows[:i].count(row)}"
             view = ImageAttention(module, row, slots.to(device), text.to(device), place)
             # A static cache writes on into its slots, so nothing may be a view of them.
             found.append({signal: _own(_read(signal, FromDecoder)(view), key) for signal in signals})
