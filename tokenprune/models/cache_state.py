@@ -54,17 +54,14 @@ def state_of(cache: object) -> CachedPrompt | str | None:
 
 
 def refuse_state(reason: str, *args: object, **kwargs: object) -> NoReturn:
-    """Raise for a cache that nobody can continue.
-
-    Args:
-        reason: why.
-        args, kwargs: unused; a locked cache gets them.
+    """Raise for a cache that nobody can continue; also in place of its `update`, whose arguments are not looked at.
 
     Raises:
         UnsupportedError: with the reason and the way out.
     """
     raise UnsupportedError(
-        f"prune: these past_key_values cannot be continued: {reason}; pass the whole conversation without past_key_values"
+        f"prune: these past_key_values cannot be continued: {reason}; pass the whole conversation without "
+        "past_key_values"
     )
 
 

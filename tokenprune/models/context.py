@@ -21,7 +21,6 @@ from tokenprune.models.session import Session
 from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
 
 
-
 class NotEnteredWarning(UserWarning):
     """A `prune` context went away that nobody entered: the model ran without pruning, or not at all."""
 

@@ -21,8 +21,8 @@ def check_ids(inputs: Mapping[str, Any]) -> Int[Tensor, "b l"]:
     ids = inputs.get("input_ids")
     if isinstance(ids, Mapping):
         raise TypeError(
-            f"prune: input_ids must be a tensor, got {type(ids).__name__} with {', '.join(map(str, ids))}; pass what the "
-            "processor returned with two stars, model.generate(**inputs) or model(**inputs)"
+            f"prune: input_ids must be a tensor, got {type(ids).__name__} with {', '.join(map(str, ids))}; pass what "
+            "the processor returned with two stars, model.generate(**inputs) or model(**inputs)"
         )
     if not isinstance(ids, Tensor):
         raise TypeError(f"prune: input_ids must be a tensor, got {type(ids).__name__}; pass what the processor returns")

@@ -19,8 +19,8 @@ from tokenprune.models.record import CallKind, Record
 class Inside(NoCopy):
     """The part of an open context that follows prompts into the language model.
 
-    Calls take turns: while one is followed, it has the decoder to itself. Each is followed within a `with` block, so that
-    also an interruption ends its turn.
+    Calls take turns: while one is followed, it has the decoder to itself. Each is followed within a `with` block, so
+    that an interruption ends its turn, too.
     """
 
     def __init__(self, adapter: Adapter, plan: Plan, record: Record) -> None:

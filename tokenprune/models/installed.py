@@ -1,6 +1,5 @@
 """What a `prune` context has on a model, and whether it is still there."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,29 +7,23 @@ from typing import Any
 from torch import nn
 
 
-_numbering = threading.Lock()
-
-
 @contextmanager
 def hooked(module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False) -> Iterator[None]:
     """While open, a forward pre-hook is on a module that other threads may be running at the same time.
 
-    torch numbers its hooks without a lock: two that are registered at once may get one number, and one of them is lost.
-    Another thread that is in the middle of calling the module's hooks may call one that was removed meanwhile, without
-    the keywords that it asked for, so the hook must have a default for them, and must look whose thread it is in.
+    The hook is called in those threads, too, and must look which one it is in. One that was removed while another
+    thread was calling the module's hooks may be called without the keywords that it asked for: they need a default.
 
     Args:
         module: any module.
         hook: called before the module's forward.
         with_kwargs: the hook gets keyword arguments, too.
     """
-    with _numbering:
-        handle = module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+    handle = module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
     try:
         yield
     finally:
-        with _numbering:
-            handle.remove()
+        handle.remove()
 
 
 class Installed:

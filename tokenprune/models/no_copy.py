@@ -29,7 +29,7 @@ class NoCopy:
 
 
 class Shadow(NoCopy):
-    """What hides a method of the model: it looks like that one (signature and documentation) and calls another function.
+    """What hides a method of the model: it has the signature and documentation of that one, and calls another function.
 
     Args:
         plain: the model's own method.

@@ -313,7 +313,7 @@ class Session(NoCopy):
 
         return forward
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def follow_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Stands in for `model.forward`, after the hooks."""
         expected: Expected | None = getattr(self.local, "expected", None)
@@ -321,8 +321,8 @@ class Session(NoCopy):
         if expected is None:
             if self.is_open and not self.is_step() and kwargs.get("inputs_embeds") is not None:
                 raise RuntimeError(
-                    "prune: model.forward got a prompt as embeddings that did not come through the context's hook; call "
-                    "model(...), and call it from no hook on the model itself"
+                    "prune: model.forward got a prompt as embeddings that did not come through the context's hook; "
+                    "call model(...), and call it from no hook on the model itself"
                 )
             return self.plain_forward(*args, **kwargs)
         with ExitStack() as stack:
@@ -343,8 +343,8 @@ class Session(NoCopy):
             return
         self.local.expected = None
         raise RuntimeError(
-            "prune: model.forward was replaced while the context was open, by something that does not call the one that "
-            "was there; replace it before the context is opened"
+            "prune: model.forward was replaced while the context was open, by something that does not call the one "
+            "that was there; replace it before the context is opened"
         )
 
     def check_plain(self, ids: Tensor) -> None:

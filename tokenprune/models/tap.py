@@ -169,7 +169,9 @@ def _tapped(
     config = _plain_config(module)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
-    result: tuple[Tensor, Tensor | None] = backend(_Untapped(module, config), query, key, value, attention_mask, **kwargs)
+    result: tuple[Tensor, Tensor | None] = backend(
+        _Untapped(module, config), query, key, value, attention_mask, **kwargs
+    )
     return result
 
 
