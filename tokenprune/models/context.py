@@ -51,7 +51,9 @@ def prune(
     * Beams and return sequences of a prompt share one selection.
     * One model in one context at a time: nesting, or a second thread opening a context on the same model, is refused,
       and so is opening one context twice. Inside the context several threads may call the model; with a stage inside
-      the decoder they take turns. Contexts on different models do not touch each other.
+      the decoder or merging in the vision tower they take turns. Contexts on different models do not touch each other.
+    * A call that ends in an error or an interruption leaves nothing behind that a later call could meet.
+    * Copying, pickling or saving the whole model inside the context is refused; its `state_dict` can be saved.
     * Conversations: `generate` with the whole conversation and the `past_key_values` of its last turn feeds what is new
       and keeps what was chosen before; the cache knows what it holds, also in a later context. Outside of a context a
       pruned cache refuses to be continued. Without a cache the conversation is encoded as a whole, see `turns`.
@@ -73,7 +75,7 @@ def prune(
     Raises:
         ValueError: when strategy and model do not fit, or (inside) for calls that cannot be pruned correctly.
         RuntimeError: when the model is being pruned already; inside or on exit, when visual tokens got past the
-            pruning.
+            pruning; inside, when the model is copied.
     """
     adapter = adapter_for(model)
     adapter.clip = clip
