@@ -71,32 +71,29 @@ def fresh(scene: Scene, strategy: Any) -> dict[str, tuple[Outcome, Any]]:
     return found
 
 
-def run(family: str, site: str, cases: list[tuple[str, str, bool]], every: list[str], *, follow: int) -> int:
-    """Interrupt each case, with each of `follow` next calls; returns how many interruptions there were."""
+def run(family: str, site: str, cases: list[tuple[str, str, bool]], every: list[str]) -> list[tuple[str, str]]:
+    """Interrupt each case, with a next call of `every`; returns where there was nothing to interrupt."""
     scene, strategy = Scene(family), sites(family)[site]
     expected = fresh(scene, strategy)
     before = traces(scene.model)
     turns = cycle((exception, later) for later in every for exception in EXCEPTIONS)
-    count = 0
+    missed: list[tuple[str, str]] = []
     for name, place, first in cases:
-        for _ in range(follow):
-            exception, later = next(turns)
-            with prune(scene.model, strategy) as record:
-                scene.begin()
-                module = places(scene.model)[place]
-                if not interrupt(scene.calls[name], module, first, exception):
-                    break
-                count += 1
-                for following in (later, "generate"):
-                    head = (
-                        f"{exception.__name__} {'before' if first else 'after'} the {place} in {name}, then {following}"
-                    )
-                    result, kept = expected[following]
-                    again = outcome(scene.calls[following])
-                    assert again.matches(result), f"{head}: {again}, not {result}"
-                    assert kept is None or told(record) == kept, head
-            assert traces(scene.model) == before, head
-    return count
+        if expected[name][0].logits is None:  # a call that is refused, in a context of its own too
+            continue
+        exception, later = next(turns)
+        with prune(scene.model, strategy) as record:
+            scene.begin()
+            if not interrupt(scene.calls[name], places(scene.model)[place], first, exception):
+                missed.append((name, place))
+            where = f"{exception.__name__} {'before' if first else 'after'} the {place} in {name}"
+            for following in (later, "generate"):
+                result, kept = expected[following]
+                again = outcome(scene.calls[following])
+                assert again.matches(result), f"{where}, then {following}: {again}, not {result}"
+                assert kept is None or told(record) == kept, where
+        assert traces(scene.model) == before, where
+    return missed
 
 
 @pytest.mark.parametrize(("family", "site"), CASES)
@@ -111,9 +108,7 @@ def test_every_following_call_is_that_of_a_fresh_context(family: str, site: str,
         for first in ((True, False) if matrix else (number % 2 == 0,))
         if name in WITH_IMAGES or place not in IN_THE_TOWER
     ]
-    if (family, site) == ("llava", "decoder"):
-        assert len(cases) > 25
-    assert run(family, site, cases, list(Scene(family).calls), follow=1) >= len(cases) - 4
+    assert run(family, site, cases, list(Scene(family).calls)) == []
 
 
 @pytest.mark.parametrize("exception", EXCEPTIONS)
