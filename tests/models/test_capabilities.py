@@ -9,6 +9,7 @@ import torch
 from tests.models.family_oracle import tiny
 from tokenprune import PruningStrategy, Selection, Tokens, prune
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, families
+from tokenprune.models.select import fit_strategy
 from tokenprune.testing import tiny_families
 from tokenprune.tokens import FIELD_NAMES
 
@@ -48,7 +49,7 @@ def test_places_that_are_not_declared_are_refused_with_the_reason(family: str) -
     adapter = adapter_for(model)
     assert "projector" in adapter.sites
     if "decoder" in adapter.sites:
-        prune(model, probe(site="decoder", layer=3))
+        fit_strategy(probe(site="decoder", layer=3), adapter)
     else:
         with pytest.raises(UnsupportedError, match=f"because {adapter.reasons['decoder']}"):
             prune(model, probe(site="decoder", layer=3))
@@ -69,7 +70,7 @@ def test_declared_signals_are_supplied_and_others_refused(family: str) -> None:
         supplied = [getattr(image, name) is not None for image in tokens]
         # Images in one tile have no tiles, those in several no raster.
         assert all(supplied) or (name in ("tiles", "grid") and "tiles" in adapter.signals), name
-        assert getattr(tokens[0], name) is None or prune(model, probe(needs=frozenset({name})))
+        assert getattr(tokens[0], name) is None or fit_strategy(probe(needs=frozenset({name})), adapter)
     for name in ("cls_attention", "vision_cls", "grid", "project", "tile_grid"):
         if name in adapter.signals:
             continue

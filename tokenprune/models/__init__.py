@@ -7,7 +7,7 @@ check_version()
 from tokenprune.models.adapter import Adapter  # noqa: E402
 from tokenprune.models.clip import Clip, question_reader  # noqa: E402
 from tokenprune.models.compact import PrunedPrompt, compact  # noqa: E402
-from tokenprune.models.context import prune  # noqa: E402
+from tokenprune.models.context import NotEnteredWarning, prune  # noqa: E402
 from tokenprune.models.errors import UnsupportedError  # noqa: E402
 from tokenprune.models.families import adapter_for, adapters, register_adapter  # noqa: E402
 from tokenprune.models.prompt import Prompt, Segment, build_prompt  # noqa: E402
@@ -23,6 +23,7 @@ __all__ = [
     "CallRecord",
     "Clip",
     "ImageRecord",
+    "NotEnteredWarning",
     "Overlap",
     "Prompt",
     "PrunedPrompt",

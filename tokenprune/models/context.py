@@ -1,6 +1,7 @@
 """`prune`: the context in which an unmodified model prunes."""
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
@@ -18,6 +19,11 @@ from tokenprune.models.record import Record
 from tokenprune.models.select import as_strategy, fit_strategy
 from tokenprune.models.session import Session
 from tokenprune.strategy import PositionPolicy, PruningStrategy, check_choice
+
+
+class NotEnteredWarning(UserWarning):
+    """A `prune` context went away that nobody entered: the model ran without pruning, or not at all."""
+
 
 _active: set[int] = set()
 _active_lock = threading.Lock()
@@ -45,7 +51,9 @@ def prune(
     * Beams and return sequences of a prompt share one selection.
     * One model in one context at a time: nesting, or a second thread opening a context on the same model, is refused,
       and so is opening one context twice. Inside the context several threads may call the model; with a stage inside
-      the decoder they take turns. Contexts on different models do not touch each other.
+      the decoder or merging in the vision tower they take turns. Contexts on different models do not touch each other.
+    * A call that ends in an error or an interruption leaves nothing behind that a later call could meet.
+    * Copying, pickling or saving the whole model inside the context is refused; its `state_dict` can be saved.
     * Conversations: `generate` with the whole conversation and the `past_key_values` of its last turn feeds what is new
       and keeps what was chosen before; the cache knows what it holds, also in a later context. Outside of a context a
       pruned cache refuses to be continued. Without a cache the conversation is encoded as a whole, see `turns`.
@@ -61,12 +69,13 @@ def prune(
             in the first turn of its conversation (the prompt that begins with the same tokens and the same images).
 
     Returns:
-        A context manager that yields the `Record`.
+        A context manager that yields the `Record`. Without `with` it does nothing; when one goes away that was never
+        entered, there is a `NotEnteredWarning`.
 
     Raises:
         ValueError: when strategy and model do not fit, or (inside) for calls that cannot be pruned correctly.
         RuntimeError: when the model is being pruned already; inside or on exit, when visual tokens got past the
-            pruning.
+            pruning; inside, when the model is copied.
     """
     adapter = adapter_for(model)
     adapter.clip = clip
@@ -87,8 +96,20 @@ class _Context(AbstractContextManager[Record]):
     def __init__(self, adapter: Adapter, plan: Plan, turns: TurnPolicy) -> None:
         self._opening: tuple[Adapter, Plan, TurnPolicy] | None = (adapter, plan, turns)
         self._stack = ExitStack()
+        self._forgotten = True
+
+    def __del__(self) -> None:
+        # Where it was called as a statement, the line that is named is that one.
+        if getattr(self, "_forgotten", False):
+            warnings.warn(
+                "prune: this context was never entered, so nothing was pruned; write `with tokenprune.prune(model, "
+                "strategy) as record:` and call the model inside",
+                NotEnteredWarning,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> Record:
+        self._forgotten = False  # also when it cannot be opened: that is an error of its own
         if self._opening is None:
             raise RuntimeError("prune: a context can be opened once; call prune(model, strategy) again")
         adapter, plan, turns = self._opening

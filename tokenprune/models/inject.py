@@ -9,7 +9,7 @@ from torch import nn
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.compact import PrunedPrompt
-from tokenprune.models.installed import Installed
+from tokenprune.models.installed import Installed, hooked
 
 
 @contextmanager
@@ -32,41 +32,17 @@ def injected(adapter: Adapter, pruned: PrunedPrompt) -> Iterator[None]:
     Raises:
         RuntimeError: at the end, when the language model was not reached.
     """
-    with ExitStack() as stack:
-        fired = inject(adapter, pruned, stack)
-        yield
-        if pruned.deepstack is not None:
-            check_injected(fired)
-
-
-def check_injected(fired: list[bool]) -> None:
-    """Raise unless the features have been added, by what `inject` returned.
-
-    Raises:
-        RuntimeError: when the language model was not reached.
-    """
-    if not fired:
-        raise RuntimeError(
-            "prune: features that the language model adds to the visual tokens did not reach it: it was not called as "
-            "usual; call model.generate(...) or model(...)"
-        )
-
-
-def inject(adapter: Adapter, pruned: PrunedPrompt, stack: ExitStack) -> list[bool]:
-    """`injected` for a call that begins here and ends elsewhere, where `stack` is closed.
-
-    Returns:
-        A list with one entry as soon as the features have been added.
-    """
-    rows, features, fired = pruned.feature_rows, pruned.deepstack, list[bool]()
+    rows, features = pruned.feature_rows, pruned.deepstack
     if rows is None or features is None:
-        return fired
-    thread = threading.get_ident()
+        yield
+        return
+    thread, fired = threading.get_ident(), list[bool]()
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        if threading.get_ident() != thread:
+    # No keywords: for other threads, see `hooked`.
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
+        if kwargs is None or threading.get_ident() != thread:
             return None
-        handle.remove()  # the steps that follow have no visual tokens
+        stack.close()  # the steps that follow have no visual tokens
         fired.append(True)
         length = kwargs["inputs_embeds"].shape
         wanted = rows[:, rows.shape[1] - length[1] :]  # without the part that is in a cache
@@ -75,6 +51,11 @@ def inject(adapter: Adapter, pruned: PrunedPrompt, stack: ExitStack) -> list[boo
         added = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(features[:, wanted[visual]])}
         return args, {**kwargs, **added}
 
-    handle = adapter.decoder.register_forward_pre_hook(hook, with_kwargs=True)
-    stack.callback(handle.remove)
-    return fired
+    with ExitStack() as stack:
+        stack.enter_context(hooked(adapter.decoder, hook, with_kwargs=True))
+        yield
+        if not fired:
+            raise RuntimeError(
+                "prune: features that the language model adds to the visual tokens did not reach it: it was not called "
+                "as usual; call model.generate(...) or model(...)"
+            )

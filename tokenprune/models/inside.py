@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.decoder import DecoderRun
+from tokenprune.models.no_copy import NoCopy
 from tokenprune.models.plan import Plan
 from tokenprune.models.pruning import Pruned
 from tokenprune.models.record import CallKind, Record
 
 
-class Inside:
+class Inside(NoCopy):
     """The part of an open context that follows prompts into the language model.
 
-    Calls take turns: while one is followed, it has the decoder to itself.
+    Calls take turns: while one is followed, it has the decoder to itself. Each is followed within a `with` block, so
+    that an interruption ends its turn, too.
     """
 
     def __init__(self, adapter: Adapter, plan: Plan, record: Record) -> None:
@@ -86,31 +88,8 @@ class Inside:
         self.local.run = run
         return run
 
-    def follow_forward(self, result: Pruned) -> None:
-        """The same for a plain forward, until `after_forward`."""
-        self.end_forward()  # of a call that was interrupted from the keyboard, which hooks do not see
-        self.local.forward = ExitStack()
-        self.follow("forward", result, self.local.forward)
-
-    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-        """Stands behind `model.forward`, also after an error (then `output` is None)."""
-        if getattr(self.local, "forward", None) is None:
-            return
-        run: DecoderRun | None = getattr(self.local, "run", None)
-        self.end_forward()
-        if output is not None and run is not None:
-            run.check_finished()
-
-    def end_forward(self) -> None:
-        """Stop following this thread's plain forward, if there is one."""
-        stack: ExitStack | None = getattr(self.local, "forward", None)
-        self.local.forward = None
-        if stack is not None:
-            stack.close()
-
     def close(self) -> None:
-        """Take away whatever is still open."""
-        self.end_forward()
+        """Take away whatever is still open, in other threads too."""
         for run in list(self.open):
             run.close()
 

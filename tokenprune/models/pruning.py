@@ -158,7 +158,7 @@ def _keys_by_row(prompt: Prompt) -> tuple[tuple[int, ...], ...] | None:
 def prune_inputs(
     model: Any,  # noqa: ANN401
     strategy: PruningStrategy | str,
-    *,
+    *misplaced: object,
     positions: PositionPolicy | None = None,
     clip: Clip | None = None,
     **inputs: Any,  # noqa: ANN401
@@ -172,6 +172,7 @@ def prune_inputs(
     Args:
         model: a supported transformers model.
         strategy: a strategy, or its text form.
+        misplaced: nothing; what the processor returned goes by keyword, with two stars.
         positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
             authors do.
         clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
@@ -185,6 +186,11 @@ def prune_inputs(
         TypeError: for an argument that does not belong to a prompt.
         ValueError: when prompts and images do not fit together, or strategy and model.
     """
+    if misplaced or isinstance(strategy, Mapping):
+        raise TypeError(
+            "prune_inputs: takes model and strategy by position and no more; pass what the processor returned with two "
+            "stars, prune_inputs(model, strategy, **inputs)"
+        )
     adapter = adapter_for(model)
     adapter.clip = clip
     strategy = fit_strategy(as_strategy(strategy), adapter)

@@ -137,6 +137,14 @@ class Record:
         self._calls: list[CallRecord] = []
         self._lock = Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles carry: the calls so far, without the lock."""
+        with self._lock:
+            return {**vars(self), "_calls": list(self._calls), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=Lock())
+
     @property
     def calls(self) -> tuple[CallRecord, ...]:
         """The calls so far, those without images included."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenprune.models.cache_state import cached_length
+from tokenprune.models.cache_state import cached_length, refuse_state
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.plan import Plan
 from tokenprune.models.turns import CachedPrompt
@@ -69,10 +69,10 @@ def refuse_continuing(state: CachedPrompt | str, call: Mapping[str, Any], plan: 
     Raises:
         UnsupportedError: with the way out.
     """
+    if isinstance(state, str):
+        refuse_state(state)
     head = "prune: these past_key_values cannot be continued"
     way_out = "pass the whole conversation without past_key_values"
-    if isinstance(state, str):
-        raise UnsupportedError(f"{head}: {state}; {way_out}")
     if state.length != length:
         raise UnsupportedError(
             f"{head}: they hold {length} columns, but {state.length} when generate handed them over; {way_out}"

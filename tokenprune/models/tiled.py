@@ -1,6 +1,7 @@
 """Families that see an image in several tiles: what is common to them."""
 
 import inspect
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import NO_SIGNALS
+from tokenprune.models.installed import hooked
 from tokenprune.models.interleave import in_prompt_order
 from tokenprune.models.llava import LlavaAdapter
 from tokenprune.models.tap import tap
@@ -164,10 +166,13 @@ class TiledAdapter(LlavaAdapter):
 
 @contextmanager
 def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While open, the first argument of every call of `module` is appended to the list."""
+    """While open, the first argument of every call of `module` in this thread is appended to the list."""
     seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
+    thread = threading.get_ident()
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() == thread:
+            seen.append(args[0])
+
+    with hooked(module, note):
         yield seen
-    finally:
-        handle.remove()
