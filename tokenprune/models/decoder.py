@@ -68,7 +68,7 @@ class DecoderRun:
         wants = frozenset[str]().union(*(cut.wants for cut in plan.cuts))
         pairs = list(zip(before.prompt.tokens(wants), before.selections, strict=True))
         made = plan.makes_vectors
-        self.tokens = [tokens.take(s.indices, features=s.features if made else None) for tokens, s in pairs]
+        self.tokens = [tokens._take(s.indices, features=s.features if made else None) for tokens, s in pairs]
         self.entered = [tokens.visual for tokens in self.tokens]
         self.left = [tokens.positions for tokens in self.tokens]
         self.counts: list[list[int]] = [[] for _ in pairs]
@@ -276,7 +276,7 @@ class DecoderRun:
         count = StageCount(stage=repr(stage), tokens_in=tokens.n, tokens_out=selection.kept, made=made)
         self.stages[image].append(count)
         if not stage.withdraws:  # `Tokens` are never empty
-            self.tokens[image] = tokens.take(rows, extra=selection.extra)
+            self.tokens[image] = tokens._take(rows, extra=selection.extra)
         self.left[image] = tokens.positions[:0] if stage.withdraws else self.tokens[image].positions
 
     def _arranged(self, hidden: Tensor, change: Change) -> Tensor:
