@@ -62,7 +62,11 @@ def window_similarity(windows: Float[Tensor, "w s c"]) -> Float[Tensor, " w"]:
         tensor([1., 0.])
     """
     size = windows.shape[1]
-    rows = unit(windows)
+    # The squares of very large numbers overflow; a power of two prevents it and changes no digit of a cosine.
+    windows = working(windows)
+    rows = unit(
+        windows * torch.ldexp(windows.new_ones(()), -torch.frexp(windows.abs().amax()).exponent.clamp(-100, 126))
+    )
     cosines = rows @ rows.transpose(1, 2)
     cosines = cosines - torch.diag_embed(cosines.diagonal(dim1=1, dim2=2))
     return cosines.sum((1, 2)) / max(1, size * (size - 1))
@@ -95,7 +99,7 @@ def mustdrop_merge(x_with_cls: Float[Tensor, "p c"], *, threshold: float = 0.8, 
     merge = similarity >= threshold
     order = similarity.sort(descending=True, stable=True).indices[: int(merge.sum())]
     untouched = members[~merge].flatten().sort().values
-    out = torch.cat([working(x_with_cls)[:1], windows[order].mean(1), patches[untouched]])
+    out = torch.cat([working(x_with_cls)[:1], (windows[order] / window**2).sum(1), patches[untouched]])
     size = torch.ones(out.shape[0], dtype=out.dtype, device=out.device)
     size[1 : 1 + order.shape[0]] = window * window
     return MergedWindows(out.to(x_with_cls.dtype), size, order, untouched, similarity)

@@ -62,6 +62,10 @@ SCHEDULES = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (
 """Image tokens kept after each stage, merged ones not counted, by the published (layer-averaged) budget."""
 
 
+_SAFE = {torch.float32: (-40, 50), torch.float64: (-400, 450)}
+"""Between these powers of two squares of coordinates can be added up."""
+
+
 class Stage(NamedTuple):
     """What one stage does.
 
@@ -160,8 +164,12 @@ def recycle(
     c = m // 10 + 1 if clusters is None else clusters
     check_count("recycle", "clusters", c, m)
     x = working(features)
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / width**0.5
-    density = (-distance.sort(dim=-1).values[:, :c].square().mean(-1)).exp()
+    # Squares of very large or tiny numbers leave the range. A power of two prevents it and changes no digit of the
+    # others, for which it is 1.
+    exponent = torch.frexp(x.abs().amax()).exponent
+    scale = torch.ldexp(x.new_ones(()), exponent.clamp(*_SAFE[x.dtype]) - exponent)
+    distance = torch.cdist(x * scale, x * scale, compute_mode="donot_use_mm_for_euclid_dist") / width**0.5
+    density = (-(distance.sort(dim=-1).values[:, :c] / scale).square().mean(-1)).exp()
     if noise is not None:
         density = density + noise.to(density.dtype)
     place = torch.arange(m, device=x.device)
@@ -173,8 +181,8 @@ def recycle(
     group = distance[centres].argmin(0)
     group = group.index_copy(0, centres, torch.arange(c, device=x.device))
     count = x.new_zeros(c).index_add(0, group, x.new_ones(m))
-    total = x.new_zeros((c, width)).index_add(0, group, x)
-    return (total / (count + 1e-6)[:, None]).to(features.dtype)
+    share = 1 / (count + 1e-6)[group, None]  # (m, 1); a sum of features could overflow
+    return x.new_zeros((c, width)).index_add(0, group, x * share).to(features.dtype)
 
 
 def sparsevlm_stage(

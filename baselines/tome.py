@@ -109,8 +109,9 @@ def merge_tokens(state: MergedTokens, matching: Matching) -> MergedTokens:
         return state
     row_of, places = _regrouped(state.x.shape[0], matching)
     size = state.size.new_zeros(places.shape[0]).index_add(0, row_of, state.size)
-    total = state.x.new_zeros((places.shape[0], state.x.shape[1])).index_add(0, row_of, state.x * state.size[:, None])
-    return MergedTokens(total / size[:, None], size, row_of[state.group])
+    share = state.size / size[row_of]  # of each row in its mean; sums of rows could overflow
+    mean = state.x.new_zeros((places.shape[0], state.x.shape[1])).index_add(0, row_of, state.x * share[:, None])
+    return MergedTokens(mean, size, row_of[state.group])
 
 
 def _regrouped(n: int, matching: Matching) -> Merge:
