@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import check_real
 from tokenprune.baselines.scoring import unit, working
 from tokenprune.tokens import Tokens
 from tokenprune.tower import Merge, TowerState, TowerStrategy
@@ -151,11 +152,7 @@ class MustDropMerge(TowerStrategy):
 
     def __post_init__(self) -> None:
         check_window("MustDropMerge", self.window)
-        threshold: object = self.threshold
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-            raise TypeError(f"MustDropMerge: threshold must be a number, got {threshold!r}")
-        if not -1 <= threshold <= 1:  # also catches NaN
-            raise ValueError(f"MustDropMerge: threshold must be in [-1, 1], got {threshold}")
+        object.__setattr__(self, "threshold", check_real("MustDropMerge", "threshold", self.threshold, -1, 1))
 
     @classmethod
     def example(cls) -> "MustDropMerge":

@@ -240,7 +240,7 @@ class _PruMergeBase(PruningStrategy):
     keep: Keep | Literal["adaptive"]  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.keep != "adaptive" or not isinstance(self.keep, str):
+        if not isinstance(self.keep, str) or self.keep != "adaptive":
             set_keep(self)
 
     def requested(self, tokens: Tokens) -> int | None:

@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import LARGEST, brief, check_flag, check_layers, check_real, check_seed
 from tokenprune.baselines.layer_budget import layers_at_depth
 from tokenprune.baselines.scoring import check_count, top, working
 from tokenprune.budget import Keep, check_keep, keep_count
@@ -252,10 +253,11 @@ class SparseVLMStage(PruningStrategy):
     def __post_init__(self) -> None:
         set_keep(self)
         set_layer(self)
+        check_real("SparseVLMStage", "power", self.power, 0, 1)
         object.__setattr__(self, "power", check_keep(float(self.power), owner="SparseVLMStage", parameter="power"))
-        if not self.factor >= 1:
-            raise ValueError(f"SparseVLMStage: factor must be at least 1, got {self.factor}")
-        check_count("SparseVLMStage", "seed", self.seed, 2**63, lowest=0)
+        object.__setattr__(self, "factor", check_real("SparseVLMStage", "factor", self.factor, 1, LARGEST))
+        check_flag("SparseVLMStage", "official", self.official)
+        check_seed("SparseVLMStage", self.seed)
         if self.official:
             object.__setattr__(self, "uses", frozenset({"key"}))
 
@@ -342,15 +344,17 @@ class SparseVLM(StagedStrategy):
         set_keep(self)
         if isinstance(self.schedule, str):
             check_choice("SparseVLM", "schedule", self.schedule, [str(budget) for budget in SCHEDULES])
-        for name in ("schedule", "layers"):
-            value: object = getattr(self, name)
-            if value is None or isinstance(value, str):
-                continue
-            if not isinstance(value, Sequence) or not value:
-                raise TypeError(f"SparseVLM: {name} must be a tuple of numbers, one per stage, got {value!r}")
-            object.__setattr__(self, name, tuple(value))
-        if any(later <= earlier for earlier, later in pairwise(self.layers or ())):
-            raise ValueError(f"SparseVLM: layers must ascend, got {self.layers}")
+        elif self.schedule is not None:
+            if not isinstance(self.schedule, tuple | list) or not self.schedule:
+                raise TypeError(
+                    f"SparseVLM: schedule must be a tuple of numbers, one per stage, got {brief(self.schedule)}"
+                )
+            numbers = tuple(check_real("SparseVLM", "schedule", number, 0, LARGEST) for number in self.schedule)
+            object.__setattr__(self, "schedule", numbers)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", check_layers("SparseVLM", self.layers, example=(3, 7, 16)))
+        check_flag("SparseVLM", "official", self.official)
+        check_seed("SparseVLM", self.seed)
         counts = self._counts()
         if counts is not None and (
             len(counts) != len(self._layers()) or min(counts) <= 0 or any(b > a for a, b in pairwise(counts))

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import brief, check_flag
 from tokenprune.baselines.scoring import unit, working
 from tokenprune.budget import Keep, keep_count
 from tokenprune.strategy import PruningStrategy, set_keep
@@ -263,7 +264,8 @@ class ToMe(TowerStrategy):
         if not given:
             set_keep(self)
         if given == (self.r is None):
-            raise ValueError(f"ToMe: give either keep or r, got keep={self.keep!r} and r={self.r!r}")
+            raise ValueError(f"ToMe: give either keep or r, got keep={brief(self.keep)} and r={brief(self.r)}")
+        check_flag("ToMe", "proportional", self.proportional)
         if self.r is not None:
             object.__setattr__(self, "r", _checked_r(self.r))
 

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tokenprune.arguments import LARGEST, brief
+
 if TYPE_CHECKING:
     from tokenprune.tokens import Tokens
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LARGEST_INDEX = 2**53  # far beyond any image, and sums with it stay within int64
 
 
 def check_matrix(owner: str, name: str, value: object) -> None:
@@ -75,9 +76,9 @@ def check_count(name: str, value: object, *, lowest: int) -> None:
         return
     wanted = f"Tokens: {name} must be None or an int of at least {lowest}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{wanted}, got {_brief(value)} of type {type(value).__name__}; convert it with int()")
-    if not lowest <= value < _LARGEST_INDEX:
-        raise ValueError(f"{wanted} and below 2**53, got {_brief(value)}")
+        raise TypeError(f"{wanted}, got {brief(value)} of type {type(value).__name__}; convert it with int()")
+    if not lowest <= value < LARGEST:
+        raise ValueError(f"{wanted} and below 2**53, got {brief(value)}")
 
 
 def check_pair(name: str, value: object) -> None:
@@ -91,9 +92,9 @@ def check_pair(name: str, value: object) -> None:
         return
     wanted = f"Tokens: {name} must be a tuple (rows, columns) of two positive ints"
     if not isinstance(value, tuple) or any(isinstance(part, bool) or not isinstance(part, int) for part in value):
-        raise TypeError(f"{wanted}, got {_brief(value)} of type {type(value).__name__}")
-    if len(value) != 2 or not all(0 < part < _LARGEST_INDEX for part in value):
-        raise ValueError(f"{wanted}, got {_brief(value)}")
+        raise TypeError(f"{wanted}, got {brief(value)} of type {type(value).__name__}")
+    if len(value) != 2 or not all(0 < part < LARGEST for part in value):
+        raise ValueError(f"{wanted}, got {brief(value)}")
 
 
 def check_place(tokens: "Tokens", *, ordered: bool) -> None:
@@ -110,7 +111,7 @@ def check_place(tokens: "Tokens", *, ordered: bool) -> None:
     check_count("prompt", tokens.prompt, lowest=0)
     if tokens.key is not None and (isinstance(tokens.key, bool) or not isinstance(tokens.key, int)):
         raise TypeError(
-            f"Tokens: key must be None or an int that identifies the image, got {_brief(tokens.key)} of type "
+            f"Tokens: key must be None or an int that identifies the image, got {brief(tokens.key)} of type "
             f"{type(tokens.key).__name__}; convert it with int()"
         )
     if tokens.index is not None:
@@ -139,13 +140,13 @@ def _check_index(index: Tensor, *, ordered: bool) -> None:
     if not index.is_cpu:
         return
     if ordered:
-        good = bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < _LARGEST_INDEX
+        good = bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < LARGEST
     else:
-        good = int(index.min()) >= 0 and int(index.max()) < _LARGEST_INDEX
+        good = int(index.min()) >= 0 and int(index.max()) < LARGEST
     if not good:
         raise ValueError(
             "Tokens: index must hold the place of each row in the original image, ascending from 0 on and each once, "
-            f"got {_brief(index.tolist())}; sort the rows by their places, or take them from the whole image with "
+            f"got {brief(index.tolist())}; sort the rows by their places, or take them from the whole image with "
             "Tokens.take"
         )
 
@@ -172,19 +173,10 @@ def check_taken(tokens: "Tokens", rows: object) -> None:
         ranked = tensor.sort().values
         if int(ranked[0]) < 0 or int(ranked[-1]) >= tokens.n or bool((ranked[1:] == ranked[:-1]).any()):
             raise ValueError(
-                f"{owner}: rows must be row numbers from 0 to {tokens.n - 1}, each once, got {_brief(tensor.tolist())}"
+                f"{owner}: rows must be row numbers from 0 to {tokens.n - 1}, each once, got {brief(tensor.tolist())}"
             )
 
 
 def show(value: Tensor) -> str:
     """Dtype and shape, for an error message."""
     return f"{value.dtype} {tuple(value.shape)}"
-
-
-def _brief(value: object) -> str:
-    """The value as text, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write out ints of thousands of digits
-        text = f"an int of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
-    return text if len(text) <= 80 else f"{text[:77]}..."

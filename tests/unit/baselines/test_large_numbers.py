@@ -8,7 +8,17 @@ import torch
 
 from tokenprune import GreedyRepMax, PruningStrategy, Selection, Tokens
 from tokenprune.answer_checks import NotFiniteError
-from tokenprune.baselines import GridPool, MustDrop, MustDropMerge, PruMerge, PruMergePlus, SparseVLM, ToMe, VisionZip
+from tokenprune.baselines import (
+    TRIM,
+    GridPool,
+    MustDrop,
+    MustDropMerge,
+    PruMerge,
+    PruMergePlus,
+    SparseVLM,
+    ToMe,
+    VisionZip,
+)
 from tokenprune.baselines.sparsevlm import SparseVLMStage, recycle
 from tokenprune.registry import builtin_strategies
 from tokenprune.testing import random_tokens
@@ -28,6 +38,8 @@ METHODS: list[PruningStrategy] = [
     SparseVLMStage(9, official=True),
     ToMe(9),
     ToMe(r=3),
+    TRIM(plus=True),
+    TRIM(9, plus=True),
     VisionZip(9),
     VisionZip(30),
     VisionZip(9) >> GreedyRepMax(4),
