@@ -282,7 +282,7 @@ class FitPrune(StagedStrategy):
             raise TypeError(f"FitPrune: drops must be a tuple of numbers such as (14, 33, 89), got {brief(drops)}")
         object.__setattr__(self, "drops", tuple(drops))
         for drop in self.drops:
-            _check_drop("FitPrune", drop, "drops")
+            _check_drop("FitPrune", drop, self.drops)
         self._derive_facts()
 
     @classmethod
@@ -308,9 +308,10 @@ class FitPrune(StagedStrategy):
         return run_stages(self.stages, batch)
 
 
-def _check_drop(owner: str, drop: object, name: str = "drop") -> None:
-    wanted = f"{owner}: {name} must be a number of tokens (int of at least 0) or a share (float in [0, 1))"
+def _check_drop(owner: str, drop: object, drops: tuple[object, ...] | None = None) -> None:
+    wanted = f"{owner}: drop must be a number of tokens (int of at least 0) or a share (float in [0, 1))"
+    where = "" if drops is None else f" in drops={brief(drops)}"
     if isinstance(drop, bool) or not isinstance(drop, int | float):
-        raise TypeError(f"{wanted}, got {brief(drop)} of type {type(drop).__name__}")
+        raise TypeError(f"{wanted}, got {brief(drop)} of type {type(drop).__name__}{where}")
     if not 0 <= drop < (1 if isinstance(drop, float) else LARGEST):  # also catches NaN
-        raise ValueError(f"{wanted}, got {brief(drop)}")
+        raise ValueError(f"{wanted}, got {brief(drop)}{where}")

@@ -63,8 +63,10 @@ def window_similarity(windows: Float[Tensor, "w s c"]) -> Float[Tensor, " w"]:
         tensor([1., 0.])
     """
     size = windows.shape[1]
-    # The squares of very large numbers overflow; a power of two prevents it and changes no digit of a cosine.
     windows = working(windows)
+    if not windows.numel():
+        return windows.new_zeros(windows.shape[0])
+    # The squares of very large numbers overflow; a power of two prevents it and changes no digit of a cosine.
     rows = unit(
         windows * torch.ldexp(windows.new_ones(()), -torch.frexp(windows.abs().amax()).exponent.clamp(-100, 126))
     )
