@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import check_flag
 from tokenprune.baselines.scoring import check_count, unit, working
 from tokenprune.budget import Keep
 from tokenprune.kernels import pick_each
@@ -131,6 +132,7 @@ class DivPrune(PruningStrategy):
 
     def __post_init__(self) -> None:
         set_keep(self)
+        check_flag("DivPrune", "official", self.official)
         if self.official:  # what rounding noise decides does not follow a permutation
             object.__setattr__(self, "equivariant", False)
 

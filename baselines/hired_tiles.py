@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tokenprune.arguments import check_flag, check_real
 from tokenprune.baselines.hired import hired_score
 from tokenprune.baselines.scoring import top
 from tokenprune.budget import Keep, keep_count
@@ -73,8 +74,8 @@ class HiREDNext(PruningStrategy):
 
     def __post_init__(self) -> None:
         set_keep(self)
-        if isinstance(self.alpha, bool) or not 0 <= self.alpha <= 1:
-            raise ValueError(f"HiREDNext: alpha must be a share in [0, 1], got {self.alpha!r}")
+        object.__setattr__(self, "alpha", check_real("HiREDNext", "alpha", self.alpha, 0, 1))
+        check_flag("HiREDNext", "official", self.official)
 
     def requested(self, tokens: Tokens) -> int | None:
         """Not fixed: rounding down leaves tokens unspent, and newline tokens come on top."""

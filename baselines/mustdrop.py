@@ -24,7 +24,6 @@ model. In models of fewer than 32 layers the default layers are those at the sam
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from itertools import pairwise
 from math import ceil
 from typing import ClassVar
 
@@ -32,6 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import check_flag, check_layers, check_real
 from tokenprune.baselines.layer_budget import layers_at_depth
 from tokenprune.baselines.mustdrop_windows import (
     MergedWindows,
@@ -113,14 +113,10 @@ def mustdrop_filter(
 
 
 def _check_numbers(strategy: "MustDrop | MustDropStage") -> None:
-    """Raise unless thresholds and share are numbers in their ranges."""
+    """Make thresholds and share plain numbers; raise unless they are in their ranges."""
     title = type(strategy).__name__
     for name in ("global_thr", "individual_thr", "key_share"):
-        value: object = getattr(strategy, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{title}: {name} must be a number, got {value!r} of type {type(value).__name__}")
-        if not 0 <= value <= 1:  # also catches NaN
-            raise ValueError(f"{title}: {name} must be in [0, 1], got {value}")
+        object.__setattr__(strategy, name, check_real(title, name, getattr(strategy, name), 0, 1))
 
 
 @dataclass(frozen=True, repr=False)
@@ -228,16 +224,10 @@ class MustDrop(StagedStrategy):
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        if not isinstance(self.merge, bool):
-            raise TypeError(f"MustDrop: merge must be True or False, got {self.merge!r}")
+        check_flag("MustDrop", "merge", self.merge)
         check_window("MustDrop", self.window)
-        layers: object = self.layers
-        if layers is not None:
-            if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
-                raise TypeError(f"MustDrop: layers must be a tuple of ints such as (3, 7, 11, 15), got {layers!r}")
-            object.__setattr__(self, "layers", tuple(layers))
-        if any(later <= earlier for earlier, later in pairwise(self.layers or ())):
-            raise ValueError(f"MustDrop: layers must ascend, got {self.layers}")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", check_layers("MustDrop", self.layers, example=(3, 7, 11, 15)))
         self._derive_facts()
 
     @classmethod

@@ -25,6 +25,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import check_layers, check_real
 from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
 from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.pipeline import StagedStrategy, run_stages
@@ -141,6 +142,7 @@ class PyramidDropStage(RankingStrategy):
     def __post_init__(self) -> None:
         set_keep(self)
         set_layer(self)
+        check_real("PyramidDropStage", "power", self.power, 0, 1)
         # A power is a number in (0, 1], like a share.
         object.__setattr__(self, "power", check_keep(float(self.power), owner="PyramidDropStage", parameter="power"))
 
@@ -185,12 +187,7 @@ class PyramidDrop(StagedStrategy):
 
     def __post_init__(self) -> None:
         set_keep(self)
-        layers: object = self.layers
-        if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
-            raise TypeError(f"PyramidDrop: layers must be a tuple of ints such as (8, 16, 24), got {layers!r}")
-        object.__setattr__(self, "layers", tuple(layers))
-        if any(later <= earlier for earlier, later in zip(self.layers, self.layers[1:], strict=False)):
-            raise ValueError(f"PyramidDrop: layers must ascend, got {self.layers}")
+        object.__setattr__(self, "layers", check_layers("PyramidDrop", self.layers, example=(8, 16, 24)))
         self._derive_facts()
 
     @property

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import check_flag
 from tokenprune.baselines.scoring import outlier_count, top, working
 from tokenprune.budget import Keep
 from tokenprune.strategy import PruningStrategy, set_keep
@@ -138,8 +139,9 @@ class TRIM(PruningStrategy):
     plus: bool = False
 
     def __post_init__(self) -> None:
-        if self.keep != "adaptive" or not isinstance(self.keep, str):
+        if not isinstance(self.keep, str) or self.keep != "adaptive":
             set_keep(self)
+        check_flag("TRIM", "plus", self.plus)
         if self.plus:
             more: dict[str, object] = {"merges": True, "ascending": False}
             more["needs"] = self.needs | {"vision_states", "project"}

@@ -166,7 +166,7 @@ def run_stages(stages: Sequence[PruningStrategy], batch: Sequence[Tokens]) -> li
             if not stage.withdraws and (not last or merged or stage.merges):
                 # What the vision tower merged are the tokens themselves: signals read in the tower belong to them.
                 features = None if stage.site == "tower" else selection.features
-                current[i] = current[i].take(selection.indices, features=features)
+                current[i] = current[i]._take(selection.indices, features=features)
         kept = [selection.indices for selection in selections]
         before = rows
         rows = [row.index_select(0, taken) for row, taken in zip(before, kept, strict=True)] if before else kept

@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, final
 
 import torch
 
+from tokenprune.answer_checks import NotFiniteError, check_answers, check_form
 from tokenprune.budget import Keep, check_keep, keep_count
-from tokenprune.kernels.finite import all_finite
+from tokenprune.kernels.finite import all_finite, rough_sum
 from tokenprune.tokens import FIELD_NAMES, Selection, Tokens
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class PruningStrategy(ABC):
         Raises:
             TypeError: when `tokens` is no `Tokens`.
             ValueError: when a needed field is missing, or a tensor holds NaN or infinity.
+            NotFiniteError: when the method made token vectors that hold NaN or infinity; it is a ValueError, too.
             RuntimeError: when the method broke its own contract (a bug in the strategy, not in the call).
         """
         return self.select_batch([tokens])[0]
@@ -156,8 +158,7 @@ class PruningStrategy(ABC):
         """`select_batch` for images that are known to be sound: the method, then the check of its answers."""
         with torch.no_grad():
             selections = self._select_batch(batch)
-        if len(selections) != len(batch):
-            raise RuntimeError(f"{_title(self)}: returned {len(selections)} selections for {len(batch)} images")
+        check_answers(_title(self), selections, len(batch))
         requested = [self.requested(tokens) for tokens in batch]
         for tokens, selection, wanted in zip(batch, selections, requested, strict=True):
             self._check_form(tokens, selection, wanted)
@@ -196,45 +197,59 @@ class PruningStrategy(ABC):
 
     def _check_form(self, tokens: Tokens, selection: Selection, requested: int | None) -> None:
         """What can be checked without reading numbers from the device."""
-        indices, k, title = selection.indices, selection.kept, _title(self)
-        if indices.dtype != torch.int64 or indices.ndim != 1:
-            raise RuntimeError(f"{title}: indices must be int64 (k,), got {indices.dtype} {tuple(indices.shape)}")
-        if indices.device != tokens.visual.device:
-            raise RuntimeError(f"{title}: indices are on {indices.device}, the tokens on {tokens.visual.device}")
+        title = _title(self)
+        check_form(title, tokens, selection)
+        k = selection.kept
         if (k == 0) != self.withdraws or (requested is not None and k != min(requested, tokens.n)):
             raise RuntimeError(f"{title}: kept {k} of {tokens.n} tokens, but {requested} were asked for")
         for name, fact in (("features", "merges"), ("extra", "extends")):
             says, made = getattr(self, fact), getattr(selection, name)
             if says != (made is not None):
                 raise RuntimeError(f"{title}: `{fact}` is {says} but {name} are {made is not None}")
-            if made is None:
-                continue
-            rows = k if name == "features" else made.shape[0]
-            if made.shape != (rows, tokens.visual.shape[1]) or made.dtype != tokens.visual.dtype:
-                raise RuntimeError(
-                    f"{title}: {name} must be {tokens.visual.dtype} ({rows}, {tokens.visual.shape[1]}), "
-                    f"got {made.dtype} {tuple(made.shape)}"
-                )
 
     def _check_rows(self, batch: Sequence[Tokens], selections: Sequence[Selection]) -> None:
-        """Indices are rows, unique, and in order where promised; one transfer from the device for the whole batch."""
-        groups: dict[tuple[int, int, torch.device], list[int]] = {}
+        """Check what takes numbers from the device, with one transfer for the whole batch.
+
+        Indices are rows, unique, and in order where promised; `order` holds the same rows; what was made is finite.
+        """
+        groups: dict[tuple[int, int, torch.device, bool], list[int]] = {}
+        made: list[torch.Tensor] = []
         for i, (tokens, selection) in enumerate(zip(batch, selections, strict=True)):
+            made += [x for x in (selection.features, selection.extra) if x is not None and x is not tokens.visual]
             if selection.kept:  # a method that withdraws the image keeps nothing
-                groups.setdefault((tokens.n, selection.kept, selection.indices.device), []).append(i)
-        verdicts = []
-        for (n, *_), members in groups.items():
+                ordered = selection.order is not None
+                groups.setdefault((tokens.n, selection.kept, selection.indices.device, ordered), []).append(i)
+        verdicts = [rough_sum(x).isfinite() for x in made]
+        for (n, _, _, ordered), members in groups.items():
             rows = torch.stack([selections[i].indices for i in members])
             rows = rows if self.ascending else rows.sort(dim=1).values
             good = (rows[:, 0] >= 0) & (rows[:, -1] < n) & (rows[:, 1:] > rows[:, :-1]).all(1)
             verdicts.append(good.all())
+            if ordered:
+                picks = torch.stack([cast("torch.Tensor", selections[i].order) for i in members])
+                verdicts.append((picks.sort(dim=1).values == rows).all())
         if verdicts and not torch.stack([good.to(verdicts[0].device) for good in verdicts]).all().item():
-            what = "ascending, unique and" if self.ascending else "unique and"
-            for tokens, selection in zip(batch, selections, strict=True):
-                kept = selection.indices.tolist()
-                right = sorted(set(kept)) == (kept if self.ascending else sorted(kept))
-                if not right or (kept and (min(kept) < 0 or max(kept) >= tokens.n)):
-                    raise RuntimeError(f"{_title(self)}: indices must be {what} in [0, {tokens.n}), got {kept[:12]}")
+            self._explain(batch, selections, made)
+
+    def _explain(self, batch: Sequence[Tokens], selections: Sequence[Selection], made: list[torch.Tensor]) -> None:
+        """Raise what is wrong with these answers; nothing when only a sum of large finite numbers was not finite."""
+        what = "ascending, unique and" if self.ascending else "unique and"
+        for tokens, selection in zip(batch, selections, strict=True):
+            kept = selection.indices.tolist()
+            right = sorted(set(kept)) == (kept if self.ascending else sorted(kept))
+            if not right or (kept and (min(kept) < 0 or max(kept) >= tokens.n)):
+                raise RuntimeError(f"{_title(self)}: indices must be {what} in [0, {tokens.n}), got {kept[:12]}")
+            if selection.order is not None and sorted(selection.order.tolist()) != sorted(kept):
+                raise RuntimeError(
+                    f"{_title(self)}: order must hold the rows of indices, each once, got "
+                    f"{selection.order.tolist()[:12]} for {kept[:12]}"
+                )
+        if not all(all_finite(made)):
+            raise NotFiniteError(
+                f"{_title(self)}: the token vectors that it made hold NaN or infinity, though all numbers that it got "
+                "are finite; they are too large to be added up in their dtype, so scale the model's features down or "
+                "run it in a dtype of a larger range (bfloat16 or float32 for float16)"
+            )
 
     def __rshift__(self, other: "PruningStrategy") -> "Pipeline":
         """`a >> b`: the pipeline that runs `a`, then `b` on what `a` kept."""

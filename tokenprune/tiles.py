@@ -118,7 +118,7 @@ def _split(tokens: Tokens) -> tuple[list[tuple[int, Tensor]], Tensor]:
 def _tile(tokens: Tokens, number: int, rows: Tensor) -> Tokens:
     """One tile as an image of its own; tile 0 has the key of the image, others keys of their own."""
     key = None if tokens.key is None else (tokens.key + number * _KEY_STEP + 2**63) % 2**64 - 2**63
-    return replace(tokens.take(rows), index=None, total=None, grid=None, tiles=None, tile_grid=None, key=key)
+    return replace(tokens._take(rows), index=None, total=None, grid=None, tiles=None, tile_grid=None, key=key)
 
 
 __all__ = ["PerTile"]

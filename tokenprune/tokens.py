@@ -1,11 +1,14 @@
 """`Tokens`, what a strategy sees of one image, and `Selection`, what it answers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from tokenprune.token_checks import check_matrix, check_numbers, check_place, check_taken, show
 
 TEXT_FIELDS = frozenset({"text", "question", "clip_text"})
 """Fields that belong to the prompt, not to single visual tokens: they survive subsetting and merging unchanged."""
@@ -29,7 +32,8 @@ class Tokens:
     vision tower, p width of CLIP's joint space.
 
     Attributes:
-        visual: float (n, d), what would enter the language model (projector output), n >= 1.
+        visual: float (n, d), what would enter the language model (projector output), n >= 1 and d >= 1. This and all
+            other floating point fields are dense, in float16, bfloat16, float32 or float64, on one device.
         text: float (m, d), input embeddings of the prompt's text tokens (no padding, no image placeholders).
         question: bool (m,), True where a text token belongs to the question. Adapters for models mark the text after
             the last image of the prompt.
@@ -41,7 +45,7 @@ class Tokens:
         tile_grid: (rows, columns) of the tiles 1, 2, ..., where it is known.
         index: int64 (n,), ascending: original index of each row, when the rows are a subset. None means 0..n-1. Inside
             the decoder a row with an index of `total` or more is a token that an earlier stage made; its `visual` row
-            is what was made.
+            is what was made. What `take` gives has the order of the rows taken.
         total: number of the image's original tokens; the base of every share. None means n.
         key: an int that identifies the image and nothing else (not its batch, order or dtype), so that a seeded random
             strategy draws differently for different images yet the same in any batch.
@@ -79,8 +83,9 @@ class Tokens:
             methods that make new tokens before the projector.
 
     Raises:
-        TypeError: when a field is no tensor of the wanted kind.
-        ValueError: when shapes, devices or the grid do not fit together.
+        TypeError: when a field is no tensor of the wanted kind, or no int.
+        ValueError: when shapes, devices or the grid do not fit together, or numbers in `index` or `tiles` are not
+            allowed; these are read on the CPU alone, because reading makes the program wait for any other device.
 
     Examples:
         >>> tokens = Tokens(torch.zeros(6, 4), grid=(2, 3))
@@ -122,6 +127,9 @@ class Tokens:
     decoder_text_states: Float[Tensor, "t d"] | None = None
     project: Callable[[Tensor], Tensor] | None = None
 
+    _ordered: ClassVar[bool] = True
+    """Whether `index` must ascend."""
+
     def __post_init__(self) -> None:
         _check_tokens(self)
 
@@ -150,14 +158,31 @@ class Tokens:
         """The same image with only the given rows, in that order; `features` replaces them (merging methods).
 
         Args:
-            rows: int64 (k,), row numbers of *this* bundle.
+            rows: int64 (k,), row numbers of *this* bundle, each once, at least one.
             features: float (k, d), new token vectors. The other per-token signals describe tokens that no longer
                 exist, so they are dropped.
             extra: float (c, d), further token vectors that stand behind. No signal tells of them, so the other
                 per-token signals are dropped.
+
+        Raises:
+            TypeError: when an argument is no tensor of the wanted kind.
+            ValueError: when rows, features or extra do not fit; numbers in `rows` are read on the CPU alone.
         """
-        # A row number that is no row does not pass `index_select` below.
-        index = rows if self.index is None and rows.dtype == torch.int64 else self.positions[rows]
+        check_taken(self, rows)
+        for name, value in (("features", features), ("extra", extra)):
+            if value is not None:
+                _check_made(self, name, value, rows.shape[0] if name == "features" else None)
+        return self._take(rows, features=features, extra=extra)
+
+    def _take(
+        self,
+        rows: Int[Tensor, " k"],
+        *,
+        features: Float[Tensor, "k d"] | None = None,
+        extra: Float[Tensor, "c d"] | None = None,
+    ) -> "Tokens":
+        """`take` for arguments that are known to be sound."""
+        index = rows if self.index is None else self.index[rows]
         visual = self.visual.index_select(0, rows) if features is None else features
         if extra is not None and extra.shape[0]:
             first = (index[-1:] + 1).clamp_min(self.original)
@@ -169,12 +194,16 @@ class Tokens:
             value = getattr(self, name)
             if value is not None:
                 changes[name] = None if new else value.index_select(_token_axis(name), rows)
-        if new or rows.dtype != torch.int64 or rows.ndim != 1:
-            return replace(self, **changes)  # type: ignore[arg-type]
         # Rows of sound tokens are sound: no need to look at them again.
-        part = object.__new__(Tokens)
+        part = object.__new__(_TakenTokens)
         part.__dict__.update(self.__dict__, **changes)
         return part
+
+
+class _TakenTokens(Tokens):
+    """What `Tokens.take` gives: the rows may be in any order."""
+
+    _ordered = False
 
 
 DECODER_SIGNALS = (
@@ -236,6 +265,10 @@ _IMAGE_SIGNALS: dict[str, tuple[int | None, str]] = {
 """Fields about the whole image: their number of rows (None for any), and the per-token field whose width they share."""
 
 
+_ROWS = {"tower_size": 1, "decoder_peaks": 2}
+"""Fields of `HEADS_FIRST` with a fixed number of rows."""
+
+
 def _token_axis(name: str) -> int:
     return 1 if name in HEADS_FIRST else 0
 
@@ -293,37 +326,52 @@ class Selection:
 
 def _check_tokens(tokens: Tokens) -> None:
     visual = tokens.visual
-    _check_float_matrix("visual", visual)
+    check_matrix("Tokens", "visual", visual)
     n, width = visual.shape
     if n == 0:
         raise ValueError("Tokens: visual has no rows; an image needs at least one visual token")
+    if visual.is_meta:
+        raise ValueError(
+            "Tokens: visual is on the device meta, where tensors hold no numbers; load the model's weights first"
+        )
     if tokens.text is not None:
-        _check_float_matrix("text", tokens.text)
+        check_matrix("Tokens", "text", tokens.text)
         if tokens.text.shape[1] != width:
             raise ValueError(
                 f"Tokens: text is {tuple(tokens.text.shape)} but visual is {tuple(visual.shape)}; "
                 "both must have the language model's width (text: input embeddings, visual: projector output)"
             )
     if tokens.question is not None:
-        length = None if tokens.text is None else tokens.text.shape[0]
-        if tokens.question.dtype != torch.bool or tokens.question.shape != (length,):
-            raise ValueError(
-                f"Tokens: question must be a bool mask over the {length} rows of text, got {_show(tokens.question)}"
-            )
+        if tokens.text is None:
+            raise ValueError("Tokens: question is a mask over the rows of text, which is None; give text as well")
+        try:
+            check_numbers("Tokens", "question", tokens.question, torch.bool, tokens.text.shape[0])
+        except ValueError as error:
+            raise ValueError(f"{error}: a mask over the {tokens.text.shape[0]} rows of text") from None
     for name in PER_TOKEN_SIGNALS:
         signal = getattr(tokens, name)
         if signal is not None:
-            _check_float_matrix(name, signal)
-            if signal.shape[_token_axis(name)] != n:
-                raise ValueError(f"Tokens: {name} is {tuple(signal.shape)} but there are {n} visual tokens")
+            check_matrix("Tokens", name, signal)
+            _check_signal(name, signal, n)
     _check_image_signals(tokens)
+    check_place(tokens, ordered=tokens._ordered)
     for name in ("text", "question", "index", "tiles", "clip_text", *_IMAGE_SIGNALS, *PER_TOKEN_SIGNALS):
         value = getattr(tokens, name)
         if value is not None and value.device != visual.device:
             raise ValueError(
                 f"Tokens: {name} is on {value.device} but visual is on {visual.device}; move them together"
             )
-    _check_place(tokens)
+
+
+def _check_signal(name: str, signal: Tensor, n: int) -> None:
+    """Raise unless a per-token signal has an entry for each token, and as many rows as it must."""
+    if signal.shape[_token_axis(name)] != n:
+        raise ValueError(f"Tokens: {name} is {tuple(signal.shape)} but there are {n} visual tokens")
+    if name in HEADS_FIRST:
+        rows = _ROWS.get(name)
+        if signal.shape[0] != (rows or max(1, signal.shape[0])):
+            wanted = f"{rows} rows" if rows else "at least one row"
+            raise ValueError(f"Tokens: {name} must have {wanted}, one column per visual token, got {show(signal)}")
 
 
 def _check_image_signals(tokens: Tokens) -> None:
@@ -331,13 +379,15 @@ def _check_image_signals(tokens: Tokens) -> None:
         signal, partner = getattr(tokens, name), getattr(tokens, beside)
         if signal is None:
             continue
-        _check_float_matrix(name, signal)
+        check_matrix("Tokens", name, signal)
         width = signal.shape[1] if partner is None else partner.shape[1]
         wanted = (signal.shape[0] if rows is None else rows, width)
         if signal.shape != wanted:
-            raise ValueError(f"Tokens: {name} must be {wanted}, the width of {beside}, got {_show(signal)}")
+            raise ValueError(f"Tokens: {name} must be {wanted}, the width of {beside}, got {show(signal)}")
     if tokens.clip_text is not None:
-        _check_float_matrix("clip_text", tokens.clip_text)
+        check_matrix("Tokens", "clip_text", tokens.clip_text)
+        if not tokens.clip_text.shape[0]:
+            raise ValueError("Tokens: clip_text has no rows; give one for each segment of the prompt, or None")
         if tokens.clip_visual is not None and tokens.clip_text.shape[1] != tokens.clip_visual.shape[1]:
             raise ValueError(
                 f"Tokens: clip_text is {tuple(tokens.clip_text.shape)} but clip_visual is "
@@ -347,32 +397,12 @@ def _check_image_signals(tokens: Tokens) -> None:
         raise TypeError(f"Tokens: project must be a function of a tensor, got {type(tokens.project).__name__}")
 
 
-def _check_place(tokens: Tokens) -> None:
-    index, total = tokens.index, tokens.total
-    if index is not None and (index.dtype != torch.int64 or index.shape != (tokens.n,)):
-        raise ValueError(f"Tokens: index must be int64 ({tokens.n},), got {_show(index)}")
-    if tokens.tiles is not None and (tokens.tiles.dtype != torch.int64 or tokens.tiles.shape != (tokens.n,)):
-        raise ValueError(f"Tokens: tiles must be int64 ({tokens.n},), got {_show(tokens.tiles)}")
-    if total is not None and total < tokens.n and tokens.index is None:
-        raise ValueError(f"Tokens: total={total} is less than the {tokens.n} visual tokens")
-    if tokens.grid is not None:
-        rows, columns = tokens.grid
-        if rows <= 0 or columns <= 0 or rows * columns != tokens.original:
-            raise ValueError(
-                f"Tokens: grid {tokens.grid} does not hold {tokens.original} tokens (rows x columns must equal it)"
-            )
-
-
-def _check_float_matrix(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"Tokens: {name} must be a torch.Tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"Tokens: {name} must hold floating point numbers, got {value.dtype}")
-    if value.ndim != 2:
+def _check_made(tokens: Tokens, name: str, value: Tensor, rows: int | None) -> None:
+    """Raise unless new token vectors are like those of `tokens`; `rows` is None for any number of them."""
+    check_matrix("Tokens.take", name, value)
+    wanted = (value.shape[0] if rows is None else rows, tokens.visual.shape[1])
+    if value.shape != wanted or value.dtype != tokens.visual.dtype or value.device != tokens.visual.device:
         raise ValueError(
-            f"Tokens: {name} must be two-dimensional, one image without a batch axis, got {tuple(value.shape)}"
+            f"Tokens.take: {name} must be {tokens.visual.dtype} {wanted} on {tokens.visual.device}, got {show(value)} "
+            f"on {value.device}"
         )
-
-
-def _show(value: Tensor) -> str:
-    return f"{value.dtype} {tuple(value.shape)}"

@@ -331,15 +331,9 @@ def check_decoder(
     policy: PositionPolicy = "original",
     steps: int = 4,
     tolerance: float = 1e-5,
-    absolute: bool = False,
     **settings: Any,
 ) -> Record:
-    """Greedy generate and a plain forward equal the reference: logits of every step, tokens, kept indices, caches.
-
-    A forward counts padding into positions; with `absolute` it gets those of `generate`, for rules to whom it matters
-    where position 0 is.
-    """
-    places = {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)} if absolute else {}
+    """Greedy generate and a plain forward equal the reference: logits of every step, tokens, kept indices, caches."""
     with prune(model, strategy, positions=positions) as record:
         output = model.generate(
             **inputs,
@@ -350,7 +344,8 @@ def check_decoder(
             **settings,
         )
         generated = list(record.images)
-        forward = model(**inputs, **places).logits.detach()
+        forward = model(**inputs).logits.detach()
+        plain = list(record.calls[-1].images)
     logits = torch.stack(output.logits, dim=1)
     length = inputs["input_ids"].shape[1]
     rows = expected_rows(model, inputs, stages, before=before, policy=policy, steps=steps)
@@ -362,6 +357,7 @@ def check_decoder(
         mine = [image for image in generated if image.prompt == row]
         for image, left in zip(mine, expected.kept, strict=True):
             assert image.indices.tolist() == left[left < 1000].tolist()
+            assert plain[generated.index(image)].indices.tolist() == image.indices.tolist()
             assert image.extra_tokens == int((left >= 1000).sum())
         text = int(inputs["attention_mask"][row].sum()) - 16 * len(mine)
         entering = [sum(counts) + text for counts in zip(*(image.layer_tokens for image in mine), strict=True)]

@@ -15,7 +15,7 @@ from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.layout import Layout, Shorter, entering, made_rows, shorten
 from tokenprune.models.plan import Cut, Plan
 from tokenprune.models.pruning import Pruned
-from tokenprune.models.signals import fill_signals, next_attention, reader_for
+from tokenprune.models.signals import fill_signals, keys_from_first, next_attention, reader_for
 from tokenprune.models.tap import tap
 from tokenprune.pipeline import StagedStrategy
 from tokenprune.strategy import PruningStrategy
@@ -68,7 +68,7 @@ class DecoderRun:
         wants = frozenset[str]().union(*(cut.wants for cut in plan.cuts))
         pairs = list(zip(before.prompt.tokens(wants), before.selections, strict=True))
         made = plan.makes_vectors
-        self.tokens = [tokens.take(s.indices, features=s.features if made else None) for tokens, s in pairs]
+        self.tokens = [tokens._take(s.indices, features=s.features if made else None) for tokens, s in pairs]
         self.entered = [tokens.visual for tokens in self.tokens]
         self.left = [tokens.positions for tokens in self.tokens]
         self.counts: list[list[int]] = [[] for _ in pairs]
@@ -203,16 +203,31 @@ class DecoderRun:
         if following is not None:
             blocks = self._mask_options(self.layout).get("block_sequence_ids")
             blocks = None if blocks is None else blocks[:: self.copies]
-            reader = reader_for(following.wants, self.layout, self.copies, blocks)
+            reader = reader_for(
+                following.wants, self.layout, self.copies, blocks, turn_back=self._turn_back(layer, kwargs)
+            )
             if reader is not None:
                 self.seen = self.taps.enter_context(tap(self.adapter.decoder_attention[layer], reader))
         if layer == self.plan.cuts[-1].layer:
             self._finish()
         return hidden
 
+    def _turn_back(self, layer: int, kwargs: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+        """What makes the keys of a layer independent of padding."""
+        attention = self.adapter.decoder_attention[layer]
+        rotary, mask = self._rotary(kwargs), self.layout.mask
+        if rotary[0].shape[-3] > 1:
+            rotary = (rotary[0][..., :: self.copies, :, :], rotary[1][..., :: self.copies, :, :])
+        return lambda key: keys_from_first(attention, key, rotary, mask.to(key.device))
+
+    def _rotary(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the sequence as it is behind the last cut that dropped something."""
+        given: tuple[Tensor, Tensor] = kwargs["position_embeddings"]
+        return self.step[self.made[-1][0]].rotary if self.made else given
+
     def _cut(self, cut: Cut, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Choose, unless that was done within the layer before, and gather what stays."""
-        current = self.step[self.made[-1][0]].rotary if self.made else kwargs["position_embeddings"]
+        current = self._rotary(kwargs)
         change = self.decided.pop(cut.layer) if cut.layer in self.decided else self._choose(cut, hidden, current)
         if change is None:
             return hidden
@@ -261,7 +276,7 @@ class DecoderRun:
         count = StageCount(stage=repr(stage), tokens_in=tokens.n, tokens_out=selection.kept, made=made)
         self.stages[image].append(count)
         if not stage.withdraws:  # `Tokens` are never empty
-            self.tokens[image] = tokens.take(rows, extra=selection.extra)
+            self.tokens[image] = tokens._take(rows, extra=selection.extra)
         self.left[image] = tokens.positions[:0] if stage.withdraws else self.tokens[image].positions
 
     def _arranged(self, hidden: Tensor, change: Change) -> Tensor:

@@ -1,5 +1,6 @@
 """What a stage inside the language model can be told: what to read where, and how it becomes `Tokens` fields."""
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -28,7 +29,12 @@ MID_LAYER = frozenset(_BY_TAP) | {"decoder_entered", "decoder_text"}
 
 
 def reader_for(
-    want: Collection[str], layout: Layout, copies: int, blocks: Int[Tensor, "b k"] | None = None
+    want: Collection[str],
+    layout: Layout,
+    copies: int,
+    blocks: Int[Tensor, "b k"] | None = None,
+    *,
+    turn_back: Callable[[Float[Tensor, "b g k e"]], Float[Tensor, "b g k e"]] | None = None,
 ) -> Reader | None:
     """A reader for a `tap` on the layer before a cut; None when no wanted field comes from there.
 
@@ -38,6 +44,7 @@ def reader_for(
         copies: rows per prompt (beams); the first of them is read, so that all share one choice.
         blocks: int64 (b, k), slots of equal numbers from 0 on see each other, also what stands behind; None where every
             slot sees what stands before it.
+        turn_back: what is done to keys before they are read (`keys_from_first`); None leaves them as they are.
 
     Returns:
         Function from queries, keys and scaling to the readings by name, prompts first.
@@ -58,10 +65,47 @@ def reader_for(
             for name, value in _read_image(image, query, key, scaling, layout, blocks, readings).items():
                 seen.setdefault(name, []).append(value)
         if "keys" in readings:
+            key = key if turn_back is None else turn_back(key)
             seen["keys"] = key.transpose(1, 2).flatten(2).clone()  # a static cache writes on into its slots
         return seen
 
     return read
+
+
+def keys_from_first(
+    attention: nn.Module,
+    key: Float[Tensor, "b g k e"],
+    rotary: tuple[Float[Tensor, "*axes _ k r"], Float[Tensor, "*axes _ k r"]],
+    mask: Bool[Tensor, "b k"],
+) -> Float[Tensor, "b g k e"]:
+    """Rotate the keys of each row as if the row's first token had position 0.
+
+    A model whose positions count padding rotates the keys of a padded row further. Attention does not change by that,
+    but what else is computed from the keys does.
+
+    Args:
+        attention: the module that made the keys.
+        key: (b, g, k, e), after rotary embedding.
+        rotary: cosines and sines that they were rotated by, for b rows or one; with several axes those come first.
+        mask: bool (b, k), False on padding.
+
+    Returns:
+        (b, g, k, e); rows whose first token has position 0 keep their bits.
+    """
+    first = mask.long().argmax(1)  # (b,)
+    rows = torch.arange(first.shape[0], device=first.device)
+    work = torch.promote_types(key.dtype, torch.float32)
+
+    def at_first(part: Tensor) -> Tensor:
+        part = part[0] if part.ndim > 3 else part  # all axes agree at the first token of a row
+        return part.to(key.device).expand(first.shape[0], -1, -1)[rows, first][:, None, None].to(work)  # (b, 1, 1, r)
+
+    cos, sin = map(at_first, rotary)
+    turned, still = key[..., : cos.shape[-1]].to(work), key[..., cos.shape[-1] :]  # r of the e numbers are rotated
+    halves: Callable[[Tensor], Tensor] = sys.modules[type(attention).__module__].rotate_half
+    # Some models scale cosines and sines; the keys have that scale already.
+    back = (turned * cos - halves(turned) * sin) / (cos.square() + sin.square()).sqrt()
+    return torch.cat([torch.where(sin == 0, turned, back).to(key.dtype), still], dim=-1)
 
 
 def _read_image(

@@ -241,11 +241,11 @@ def _spread(vision: Vision, run: TowerRun, layers: int) -> Vision:
 def _keys(run: TowerRun, image: int, layer: int, rows: Float[Tensor, "_ e"]) -> Float[Tensor, "r e"]:
     """Keys of the rows that entered a layer, averaged by size over what has become one since."""
     group, size = _entered(run, image, layer, rows.device)
-    weighted = rows[: group.shape[0]].float() * size[:, None]
     kept = run.states[image].size.shape[0] - run.use.crop
     total = size.new_zeros(kept).index_add(0, group, size)
-    mean = weighted.new_zeros((kept, rows.shape[1])).index_add(0, group, weighted) / total[:, None]
-    return mean.to(rows.dtype)
+    share = size / total[group]  # of each row in its mean; sums of rows could overflow
+    weighted = rows[: group.shape[0]].float() * share[:, None]
+    return weighted.new_zeros((kept, rows.shape[1])).index_add(0, group, weighted).to(rows.dtype)
 
 
 def _attention(run: TowerRun, image: int, layer: int, rows: Float[Tensor, "h _"]) -> Float[Tensor, "h r"]:

@@ -10,6 +10,7 @@ import numpy as np
 from tokenprune.repmax.bnb import Search
 from tokenprune.repmax.clones import representatives, spread
 from tokenprune.repmax.distances import Array, DistanceOrMatrix, Features
+from tokenprune.repmax.exact import check_time_limit
 from tokenprune.repmax.local_search import swap_search
 from tokenprune.repmax.node import Node
 from tokenprune.repmax.objective import (
@@ -17,6 +18,7 @@ from tokenprune.repmax.objective import (
     Problem,
     Quality,
     check_indices,
+    count_rows,
     normalised_gap,
     prepare,
     relative_gap,
@@ -202,7 +204,8 @@ def certify(
     """
     start = time.perf_counter()
     check_choice("certify", "effort", effort, get_args(Effort))
-    chosen = check_indices(indices, len(x), "certify")
+    check_time_limit(time_limit, "certify")
+    chosen = check_indices(indices, count_rows(x, "certify"), "certify")
     problem = prepare(x, chosen.size, distance=distance, quality=quality, owner="certify")
     bound, z, u, tree = _evidence(problem, chosen, effort, time_limit)
     value = problem.total(chosen)

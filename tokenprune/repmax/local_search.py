@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenprune.arguments import check_int, check_seed
 from tokenprune.budget import Keep
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features
 from tokenprune.repmax.greedy import greedy_for
-from tokenprune.repmax.objective import Indices, Problem, Quality, check_indices, prepare
+from tokenprune.repmax.objective import Indices, Problem, Quality, check_indices, count_rows, prepare
 from tokenprune.repmax.reverse import backward
 from tokenprune.strategy import PruningStrategy, check_choice, set_keep
 from tokenprune.tokens import Selection, Tokens
@@ -92,7 +93,10 @@ def local_search_repmax(
     if k is None:
         if isinstance(start, str):
             raise ValueError(f"{owner}: k is missing; only a start set tells it, start={start!r} does not")
-        k = len(start)  # type: ignore[arg-type]
+        k = check_indices(start, count_rows(x, owner), owner, name="start").size
+    check_seed(owner, seed)
+    if max_swaps is not None:
+        check_int(owner, "max_swaps", max_swaps)
     problem = prepare(x, k, distance=distance, quality=quality, owner=owner)
     first = _start_set(problem, start, seed, owner)
     return like(x, swap_search(problem, first, improvement=improvement, max_swaps=max_swaps))
@@ -106,7 +110,7 @@ def _start_set(problem: Problem, start: object, seed: int, owner: str) -> Indice
         if start == "reverse":
             return backward(problem.matrix, problem.linear, problem.k)
         return np.random.default_rng(seed).permutation(problem.n)[: problem.k].astype(np.int64)
-    chosen = check_indices(start, problem.n, owner)
+    chosen = check_indices(start, problem.n, owner, name="start")
     if chosen.size != problem.k:
         raise ValueError(f"{owner}: start holds {chosen.size} points but k is {problem.k}")
     return chosen
@@ -186,8 +190,9 @@ class LocalSearchRepMax(PruningStrategy):
         check_choice("LocalSearchRepMax", "distance", self.distance, get_args(Distance))
         check_choice("LocalSearchRepMax", "start", self.start, get_args(StartRule))
         check_choice("LocalSearchRepMax", "improvement", self.improvement, get_args(Improvement))
-        if self.max_swaps is not None and (isinstance(self.max_swaps, bool) or self.max_swaps < 0):
-            raise ValueError(f"LocalSearchRepMax: max_swaps must be None or an int >= 0, got {self.max_swaps!r}")
+        if self.max_swaps is not None:
+            check_int("LocalSearchRepMax", "max_swaps", self.max_swaps)
+        check_seed("LocalSearchRepMax", self.seed)
         object.__setattr__(self, "equivariant", self.start != "random" and self.improvement == "best")
 
     def _select(self, tokens: Tokens) -> Selection:
