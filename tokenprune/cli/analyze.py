@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenprune.analysis import AnalysedImage
     from tokenprune.cli.outcome import Outcome
     from tokenprune.evaluate.loading import LoadedModel
+    from tokenprune.evaluate.samples import Sample
     from tokenprune.strategy import PruningStrategy
 
 ANALYSES = {
@@ -58,6 +59,9 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
         "with options (default: a few of each kind)",
     )
     parser.add_argument("--data", metavar="FOLDER", help="a data set as for compare (default: the bundled scenes)")
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="--data may name images outside of its folder (default: refused)"
+    )
     parser.add_argument(
         "--count", type=int, metavar="N", help="number of images (default: 60 scenes, or all of --data)"
     )
@@ -133,10 +137,11 @@ def run(args: argparse.Namespace) -> int:
     for package in ("matplotlib", "statsmodels", "jinja2"):  # before any work
         need(package)
     strategies = [parse(text) for text in args.strategy or ()]
+    samples = _own_samples(args)
     args.out.expanduser().mkdir(parents=True, exist_ok=True)  # before any work
     loaded = load_model(args)
     with need("matplotlib").rc_context(STYLE):
-        outcome = _outcome(args, loaded, strategies)
+        outcome = _outcome(args, loaded, strategies, samples)
     option = "-layers" if args.layers else "-letterbox" if args.letterbox else ""
     name = f"analyze-{args.what}{option}"
     folder = outcome.folder or args.out.expanduser() / name
@@ -146,7 +151,21 @@ def run(args: argparse.Namespace) -> int:
     return 0 if outcome.complete else 130
 
 
-def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Sequence[PruningStrategy]") -> "Outcome":
+def _own_samples(args: argparse.Namespace) -> "list[Sample] | None":
+    """The samples of --data, checked; None for the bundled scenes."""
+    if args.data is None:
+        return None
+    from tokenprune.evaluate.folder import read_folder
+
+    return read_folder(Path(args.data).expanduser(), count=args.count, allow_outside=args.allow_outside)
+
+
+def _outcome(
+    args: argparse.Namespace,
+    loaded: "LoadedModel",
+    strategies: "Sequence[PruningStrategy]",
+    samples: "Sequence[Sample] | None",
+) -> "Outcome":
     from tokenprune.cli.ablation import ablation
     from tokenprune.cli.analyses import RUN, default_strategies
     from tokenprune.cli.answer_analyses import damage, read_request
@@ -164,13 +183,16 @@ def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Seque
     }
     if args.layers or (args.what in on_model and args.what != "redundancy"):
         analyse, count = on_model[args.what]
-        return analyse(read_request(args, loaded, strategies, count))
+        return analyse(read_request(args, loaded, strategies, count, samples))
     used = strategies or default_strategies(args.what)
-    return RUN[args.what](_watched(_images(args, loaded, used)), used, args.tau)
+    return RUN[args.what](_watched(_images(args, loaded, used, samples)), used, args.tau)
 
 
 def _images(
-    args: argparse.Namespace, loaded: "LoadedModel", strategies: "Sequence[PruningStrategy]"
+    args: argparse.Namespace,
+    loaded: "LoadedModel",
+    strategies: "Sequence[PruningStrategy]",
+    samples: "Sequence[Sample] | None",
 ) -> "Iterator[AnalysedImage]":
     from tokenprune.analysis import bundled_images, stream_images
     from tokenprune.analysis.images import DEFAULT_COUNT
@@ -190,11 +212,8 @@ def _images(
     want = frozenset[str]().union(*(strategy.needs | strategy.uses for strategy in strategies))
     swap = args.what in ("alignment", "information")
     fallback = 30 if args.what == "information" else DEFAULT_COUNT  # its estimates take a second per image
-    if args.data is None:
+    if samples is None:
         return bundled_images(loaded, args.count or fallback, swap=swap, want=want, letterbox=args.letterbox)
-    from tokenprune.evaluate.folder import read_folder
-
-    samples = read_folder(Path(args.data).expanduser(), count=args.count)
     questions = list(dict.fromkeys(sample.question for sample in samples))
     others = {}
     if swap and len(questions) > 1:  # the next different question of the data set takes the place of the own one
