@@ -232,6 +232,7 @@ def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcom
     from tokenprune.cli.outcome import write_outcome
     from tokenprune.evaluate.environment import git_state, package_versions
     from tokenprune.evaluate.manifest import shell_line
+    from tokenprune.evaluate.metrics import METRIC, METRIC_VERSION
     from tokenprune.evaluate.run_folder import write_atomically
 
     facts = {
@@ -242,6 +243,7 @@ def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcom
         "attention": loaded.attention,
         "device": loaded.device,
         "data": args.data or "bundled scenes",
+        "metric": f"{METRIC}, version {METRIC_VERSION}",
         "images": outcome.images,
         "strategies": list(outcome.strategies),
         "letterbox": args.letterbox if args.what == "spatial" else None,

@@ -199,7 +199,9 @@ def _manifest(folder: Path, rows: Sequence[Row], report: Mapping[str, Any], line
         command=command,
         configuration={**config, "versions": report["versions"], "git": report["git"]},
         findings=findings(rows),
-        summaries=(results_summary(rows, metric=config["metric"]), kinds_summary(rows)) if rows else (),
+        summaries=(results_summary(rows, metric=f"{config['metric']} v{config['metric_version']}"), kinds_summary(rows))
+        if rows
+        else (),
         tables=(Item(file="results.csv", title="Results, all digits", note="Shares from 0 to 1; milliseconds."),),
         figures=tuple(item for item in pictures if (folder / item.file).is_file()),
         galleries=tuple(item for item in galleries if (folder / item.file).is_file()),
