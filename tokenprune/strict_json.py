@@ -45,13 +45,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: no UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise ValueError(f"{path} is damaged (no UTF-8 text: {error.reason} at byte {error.start})") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it must hold a JSON object, got {shorten(value)}")
+        raise ValueError(f"{path} is damaged (it must hold a JSON object, got {shorten(value)})")
     return value
 
 

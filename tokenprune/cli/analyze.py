@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     """Analyse, print the table, write CSV, PNG and run.json."""
     from tokenprune.evaluate.extras import need
     from tokenprune.evaluate.figures import STYLE
+    from tokenprune.evaluate.lock import locked
     from tokenprune.evaluate.methods import parse_budget
     from tokenprune.parsing import parse
 
@@ -140,13 +142,16 @@ def run(args: argparse.Namespace) -> int:
     samples = _own_samples(args)
     args.out.expanduser().mkdir(parents=True, exist_ok=True)  # before any work
     loaded = load_model(args)
-    with need("matplotlib").rc_context(STYLE):
-        outcome = _outcome(args, loaded, strategies, samples)
     option = "-layers" if args.layers else "-letterbox" if args.letterbox else ""
-    name = f"analyze-{args.what}{option}"
-    folder = outcome.folder or args.out.expanduser() / name
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, args, loaded, outcome)
+    own = args.out.expanduser() / f"analyze-{args.what}{option}"
+    with ExitStack() as stack:
+        if args.what != "ablation":  # which locks its run folder itself, and names it after its configuration
+            stack.enter_context(locked(own))
+        with need("matplotlib").rc_context(STYLE):
+            outcome = _outcome(args, loaded, strategies, samples)
+        folder = outcome.folder or own
+        stack.enter_context(locked(folder))
+        _write(folder, args, loaded, outcome)
     _print(folder, outcome)
     return 0 if outcome.complete else 130
 
