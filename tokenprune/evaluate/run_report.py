@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenprune.evaluate.galleries import read_gallery
 from tokenprune.evaluate.html import render
-from tokenprune.evaluate.manifest import Item, Manifest, read_manifest
+from tokenprune.evaluate.manifest import MANIFEST, Item, Manifest, read_manifest
 from tokenprune.evaluate.page import Card, Figure, Gallery, Page, Picture, Section, Slide, Table
 from tokenprune.evaluate.run_folder import write_atomically
 
@@ -27,8 +27,8 @@ def write_report(folder: Path) -> Path:
     manifest = read_manifest(folder)
     try:
         text = render(page_of(folder, manifest))
-    except ValueError as error:  # of a part that does not know where it comes from
-        raise error if str(folder) in str(error) else ValueError(f"{folder}: no report can be made: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"no report can be made of {folder / MANIFEST}: {error}") from error
     path = folder / REPORT
     write_atomically(path, text.encode())
     return path
