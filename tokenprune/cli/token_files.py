@@ -90,8 +90,11 @@ def claimed(out: Path) -> Iterator[None]:
     from tokenprune.evaluate.manifest import MANIFEST, read_manifest
 
     if (out / MANIFEST).exists():
-        kind = read_manifest(out).kind
-        if kind != "gap":
-            raise ValueError(f"--out {out} holds a run of {kind!r}, whose report would be lost; choose another folder")
+        try:
+            kind = f"of {read_manifest(out).kind!r}"
+        except ValueError:
+            kind = "of which it cannot be said what it is (its manifest.json is damaged)"
+        if kind != "of 'gap'":
+            raise ValueError(f"--out {out} holds a run {kind}, whose report would be lost; choose another folder")
     with locked(out):
         yield

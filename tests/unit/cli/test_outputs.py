@@ -177,3 +177,6 @@ def test_gap_does_not_write_into_the_run_of_another_command(tmp_path: Path, caps
     assert read_manifest(tmp_path) == before
     for _ in range(2):  # its own is replaced
         assert gap(tmp_path / "x.npy", "--out", tmp_path / "own") == 0
+    (tmp_path / "own" / "manifest.json").write_text("{")
+    assert gap(tmp_path / "x.npy", "--out", tmp_path / "own") == 2
+    assert "of which it cannot be said what it is" in capsys.readouterr().err
