@@ -15,6 +15,7 @@ from tokenprune.evaluate.batches import resampling_units
 from tokenprune.evaluate.cell_files import read_cells
 from tokenprune.evaluate.cells import DENSE, Cell
 from tokenprune.evaluate.methods import show_budget
+from tokenprune.evaluate.metrics import METRIC, METRIC_VERSION
 from tokenprune.evaluate.run_folder import RunFolder
 from tokenprune.evaluate.samples import Sample, check_samples, samples_digest
 from tokenprune.evaluate.significance import corrected, paired_p_value
@@ -256,6 +257,8 @@ def _configuration(
         "analysis": "ablation",
         "model": {"name": loaded.name, "digest": loaded.digest},
         "data": {"name": data, "samples": len(samples), "digest": samples_digest(samples)},
+        "metric": METRIC,
+        "metric_version": METRIC_VERSION,
         "keep": keep,
         "cells": [[cell.id, repr(cell.strategy), None if v is None else v.positions] for cell, v in cells],
         "variants": [[v.factor, v.label, v.text, v.reference] for v in variants],

@@ -32,6 +32,9 @@ ANALYSES = {
     "spatial": "where kept tokens stand: heat map, row and column bias, recall of objects",
 }
 
+_ANSWERED = ("ablation", "cases", "damage", "gap")
+"""Analyses that judge answers."""
+
 _EPILOG = """\
 examples:   tokenprune analyze alignment
             tokenprune analyze diagnostics --strategy "greedy_repmax(keep=64)" --strategy "divprune(keep=64)"
@@ -248,7 +251,7 @@ def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcom
         "attention": loaded.attention,
         "device": loaded.device,
         "data": args.data or "bundled scenes",
-        "metric": f"{METRIC}, version {METRIC_VERSION}",
+        "metric": f"{METRIC}, version {METRIC_VERSION}" if args.what in _ANSWERED else None,
         "images": outcome.images,
         "strategies": list(outcome.strategies),
         "letterbox": args.letterbox if args.what == "spatial" else None,

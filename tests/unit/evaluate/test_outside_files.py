@@ -115,6 +115,8 @@ ODD: tuple[Any, ...] = (None, True, -1, 0, 2.5, 10**20, 10**299, "x", "", [], [[
 def test_every_value_replaced(name: str, folder: Path) -> None:
     content = json.loads((folder / name).read_text())
     for place in places(content):
+        if place[:1] == ("configuration",) and place[1:2] not in ((), ("git",), ("versions",)):
+            continue  # printed as it is, whatever it is
         for new in ODD:
             (folder / name).write_text(json.dumps(put(content, place, new)))
             check(folder, name)
