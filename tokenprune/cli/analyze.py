@@ -148,12 +148,13 @@ def run(args: argparse.Namespace) -> int:
     option = "-layers" if args.layers else "-letterbox" if args.letterbox else ""
     own = args.out.expanduser() / f"analyze-{args.what}{option}"
     with ExitStack() as stack:
-        if args.what != "ablation":  # which locks its run folder itself, and names it after its configuration
+        if args.what != "ablation":  # which has a run folder, named after its configuration
             stack.enter_context(locked(own))
         with need("matplotlib").rc_context(STYLE):
             outcome = _outcome(args, loaded, strategies, samples)
         folder = outcome.folder or own
-        stack.enter_context(locked(folder))
+        if outcome.folder is not None:
+            stack.enter_context(locked(folder, inside=True))
         _write(folder, args, loaded, outcome)
     _print(folder, outcome)
     return 0 if outcome.complete else 130

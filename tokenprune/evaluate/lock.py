@@ -48,15 +48,21 @@ class Lock:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, inside: bool = False) -> Iterator[None]:
     """Make a folder and hold its lock.
+
+    Args:
+        folder: what is locked.
+        inside: whether the lock's file is in the folder, as that of a `RunFolder`; else it is beside it, so that the
+            folder holds results alone.
 
     Raises:
         ValueError: when another process holds it.
         OSError: when the folder cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder / ".lock", what=folder)
+    place = folder.resolve()
+    lock = Lock(folder / ".lock" if inside else place.with_name(f".{place.name}.lock"), what=folder)
     try:
         yield
     finally:

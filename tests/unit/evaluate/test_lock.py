@@ -39,8 +39,7 @@ for line in sys.stdin:
         elif kind == "results":
             held = ResultsFile(Path(path), ["a"])
         elif kind == "lock":
-            Path(path).mkdir(exist_ok=True)
-            held = Lock(Path(path) / ".lock", what=Path(path))
+            held = Lock(Path(path).with_name(f".{Path(path).name}.lock"), what=Path(path))
         print("done", flush=True)
     except ValueError as error:
         print(error, flush=True)
@@ -128,7 +127,7 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"process": "me"}', "[" * 100_000, None])
 def test_a_note_that_cannot_be_read_does_not_hide_the_lock(note: str | None, other: Other, tmp_path: Path) -> None:
     with other.holds("lock", tmp_path / "out"):
-        file = tmp_path / "out" / ".lock.json"
+        file = tmp_path / ".out.lock.json"
         if note is None:
             file.unlink()
         else:
