@@ -1,5 +1,6 @@
 """What a strategy may answer: the checks of `Selection` that need no number from the device."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,24 @@ def check_form(title: str, tokens: Tokens, selection: Selection) -> None:
                 )
     if not isinstance(selection.stages, tuple) or any(not isinstance(s, StageCount) for s in selection.stages):
         raise RuntimeError(f"{title}: stages must be a tuple of StageCount, got {selection.stages!r}")
+
+
+def rows_hold(selection: Selection, n: int, *, ascending: bool) -> bool:
+    """Whether the indices of a selection on the CPU are unique rows below n, in order, and `order` holds the same.
+
+    Args:
+        selection: an answer that passed `check_form`.
+        n: number of tokens selected from.
+        ascending: whether the indices must ascend.
+    """
+    if not selection.kept:  # a method that withdraws the image
+        return True
+    # NumPy: for so few numbers each call into torch costs more than the work.
+    rows = selection.indices.numpy()
+    rows = rows if ascending else np.sort(rows)
+    if rows[0] < 0 or rows[-1] >= n or not (rows[1:] > rows[:-1]).all():
+        return False
+    return selection.order is None or bool((np.sort(selection.order.numpy()) == rows).all())
 
 
 def _dense(title: str, name: str, value: object) -> Tensor:

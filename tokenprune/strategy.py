@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast, final
 
 import torch
 
-from tokenprune.answer_checks import NotFiniteError, check_answers, check_form
+from tokenprune.answer_checks import NotFiniteError, check_answers, check_form, rows_hold
 from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.kernels.finite import all_finite, rough_sum
 from tokenprune.tokens import FIELD_NAMES, Selection, Tokens
@@ -214,9 +214,12 @@ class PruningStrategy(ABC):
         """
         groups: dict[tuple[int, int, torch.device, bool], list[int]] = {}
         made: list[torch.Tensor] = []
+        right = True
         for i, (tokens, selection) in enumerate(zip(batch, selections, strict=True)):
             made += [x for x in (selection.features, selection.extra) if x is not None and x is not tokens.visual]
-            if selection.kept:  # a method that withdraws the image keeps nothing
+            if selection.indices.is_cpu:
+                right = right and rows_hold(selection, tokens.n, ascending=self.ascending)
+            elif selection.kept:  # a method that withdraws the image keeps nothing
                 ordered = selection.order is not None
                 groups.setdefault((tokens.n, selection.kept, selection.indices.device, ordered), []).append(i)
         verdicts = [rough_sum(x).isfinite() for x in made]
@@ -228,7 +231,9 @@ class PruningStrategy(ABC):
             if ordered:
                 picks = torch.stack([cast("torch.Tensor", selections[i].order) for i in members])
                 verdicts.append((picks.sort(dim=1).values == rows).all())
-        if verdicts and not torch.stack([good.to(verdicts[0].device) for good in verdicts]).all().item():
+        if verdicts and right:
+            right = bool(torch.stack([good.to(verdicts[0].device) for good in verdicts]).all().item())
+        if not right:
             self._explain(batch, selections, made)
 
     def _explain(self, batch: Sequence[Tokens], selections: Sequence[Selection], made: list[torch.Tensor]) -> None:

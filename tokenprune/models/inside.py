@@ -88,6 +88,18 @@ class Inside(NoCopy):
         self.local.run = run
         return run
 
+    @contextmanager
+    def follow_forward(self, result: Pruned) -> Iterator[None]:
+        """The same for a plain forward, which is computed within.
+
+        Raises:
+            RuntimeError: at the end, when a stage did not fire.
+        """
+        with ExitStack() as stack:
+            run = self.follow("forward", result, stack)
+            yield
+            run.check_finished()
+
     def close(self) -> None:
         """Take away whatever is still open, in other threads too."""
         for run in list(self.open):

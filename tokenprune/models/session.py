@@ -52,7 +52,7 @@ class Expected(NamedTuple):
     """What `on_forward` found out about a plain forward that `model.forward` is about to compute."""
 
     pruned: Pruned | None
-    """A pruned batch that is on its way into the language model."""
+    """A pruned batch that must be followed into the language model."""
     cache: object = None
     """A cache with pruned columns that the forward continues."""
 
@@ -297,7 +297,8 @@ class Session(NoCopy):
         result = self.prune_batch(call, forward=True)
         if self.inside is None:
             self.note("forward", result)
-        self.local.expected = Expected(result)
+        followed = self.inside is not None or result.pruned.deepstack is not None
+        self.local.expected = Expected(result if followed else None)  # else the prompts before pruning can be freed
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         return (), {**rest, **result.pruned.as_inputs()}
 
@@ -327,15 +328,11 @@ class Session(NoCopy):
             return self.plain_forward(*args, **kwargs)
         with ExitStack() as stack:
             stack.enter_context(_locked_on_error(expected.cache))
-            run = None
             if expected.pruned is not None:
                 stack.enter_context(injected(self.adapter, expected.pruned.pruned))
                 if self.inside is not None:
-                    run = self.inside.follow("forward", expected.pruned, stack)
-            output = self.plain_forward(*args, **kwargs)
-            if run is not None:
-                run.check_finished()
-        return output
+                    stack.enter_context(self.inside.follow_forward(expected.pruned))
+            return self.plain_forward(*args, **kwargs)
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
         """Called after `model.forward`: raises when that went past ours, so that nobody followed the pruned prompt."""
