@@ -170,6 +170,16 @@ def test_an_array_that_claims_more_than_it_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("effort", EFFORTS)
+def test_files_of_the_first_format_load_and_verify(effort: str) -> None:
+    """Written by the first version, which stored no digest, from the same cloud and set."""
+    certificate = Certificate.load(Path(__file__).parent / "first_format" / f"{effort}.npz")
+    assert certificate.digest == ""
+    assert certificate.effort == effort
+    assert certificate.verify(CLOUD)
+    assert not replace(certificate, upper_bound=certificate.upper_bound * 0.99).verify(CLOUD)
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
 def test_in_memory_every_field_counts_too(effort: Any) -> None:
     certificate = certify(CLOUD, SET, effort=effort)
     assert certificate.verify(CLOUD)
