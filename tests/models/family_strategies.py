@@ -1,14 +1,17 @@
 """For properties over all families: strategies of every site that keep some images whole, and batches of all kinds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from tests.models.family_oracle import tiny
 from tests.models.oracle import ByContent, KeepAll
 from tokenprune import PruningStrategy, Selection, Tokens, prune
-from tokenprune.models import UnsupportedError
+from tokenprune.models import UnsupportedError, adapter_for
+from tokenprune.models.prompt import is_placeholder
 from tokenprune.models.select import as_strategy
 from tokenprune.testing import tiny_families
 
@@ -102,3 +105,22 @@ def _fits(family: str, strategy: PruningStrategy) -> bool:
     except UnsupportedError:
         return False
     return True
+
+
+def ending_in_images(family: str, prompts: Sequence[str]) -> dict[str, Any]:
+    """Arguments for prompts of which nothing follows the last image, marks that some families put there neither."""
+    model, make_inputs = tiny(family)
+    inputs = make_inputs(prompts)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    visual = is_placeholder(ids, adapter_for(model))
+    ends = torch.where(visual, torch.arange(ids.shape[1]), 0).amax(1).tolist()
+    places = [[c for c in mask[row].nonzero().flatten().tolist() if c <= end] for row, end in enumerate(ends)]
+    width = max(map(len, places))
+    changed: dict[str, Any] = dict(inputs)
+    for name, value in inputs.items():
+        if value.shape == ids.shape:
+            changed[name] = torch.zeros((len(places), width), dtype=value.dtype)
+            for row, columns in enumerate(places):
+                changed[name][row, width - len(columns) :] = value[row, columns]
+    assert bool(is_placeholder(changed["input_ids"], adapter_for(model))[:, -1].all())
+    return changed
