@@ -97,7 +97,7 @@ def test_padding_and_hidden_words_stay_hidden(side: str) -> None:
     short = make_inputs(["look <1> and see it", "<0> there is now"], padding_side=side)
     for policy in ("original", "compact"):
         for strategy in (ByContent(), KeepAll(), FastV(1.0, layer=1)):
-            with prune(model, strategy, positions=policy) as record:  # type: ignore[arg-type]
+            with prune(model, strategy, positions=policy) as record:
                 found = model.generate(**inputs, **SETTINGS)
                 expected = model.generate(**short, **SETTINGS)
             half = len(record.images) // 2
@@ -112,7 +112,7 @@ def test_a_row_of_nothing_but_padding(side: str) -> None:
     inputs, one = make_inputs(["see <0> now", "a few words"], padding_side=side), make_inputs(["see <0> now"])
     inputs["attention_mask"][1] = 0
     for policy in ("original", "compact"):
-        with prune(model, ByContent(), positions=policy):  # type: ignore[arg-type]
+        with prune(model, ByContent(), positions=policy):
             found = torch.stack(model.generate(**inputs, **SETTINGS).logits, 1)
             expected = torch.stack(model.generate(**one, **SETTINGS).logits, 1)
         assert (found[0] - expected[0]).abs().max() <= 1e-5

@@ -42,7 +42,8 @@ def test_every_step_after_an_image(family: str, policy: PositionPolicy, kind: st
 def test_every_step_after_an_image_that_is_cut_inside_the_decoder(family: str, policy: PositionPolicy) -> None:
     inputs, cut = ending_in_images(family, ENDS), InDecoder(layer=2)
     stages = [Stage(2, policy, by_content(cut))]
-    for settings in ({}, {"cache_implementation": "static"}):
+    every: tuple[dict[str, Any], ...] = ({}, {"cache_implementation": "static"})
+    for settings in every:
         check_inside(family, "sdpa", inputs, cut, stages, policy, **settings)
     for before in BOTH:  # the positions that enter the layers before the cut
         strategy = _Placed(policy=before) >> cut
@@ -233,7 +234,7 @@ def test_pick_order_and_merged_tokens_at_the_end(policy: PositionPolicy) -> None
 def test_generate_without_a_context() -> None:
     """What no argument can say is refused, and right inside `ready`."""
     model, make_inputs = llava()
-    inputs = make_inputs(ENDS)
+    inputs: dict[str, Any] = make_inputs(ENDS)
     adapter = adapter_for(model)
     with prune(model, ByContent(), positions="original"), torch.no_grad():
         expected = model.generate(**inputs, **SETTINGS)
@@ -250,11 +251,14 @@ def test_generate_without_a_context() -> None:
             pass
         with pytest.raises(UnsupportedError, match="where the next token goes; end the prompt in text"):
             prune_inputs(model, ByContent(), positions="original", **inputs)
-        for options in ({"generate": False}, {"labels": inputs["input_ids"]}):
+        forwards: tuple[dict[str, Any], ...] = ({"generate": False}, {"labels": inputs["input_ids"]})
+        for options in forwards:
             pure = prune_inputs(model, ByContent(), positions="original", **options, **inputs)
             assert (model(**pure).logits[:, -1] - forward).abs().max() <= 1e-5
-        words = {**make_inputs(["what is <3> then"]), "generate": True}
-        assert prune_inputs(model, ByContent(), positions="original", **words)["position_ids"].max() == 19
+        words: dict[str, Any] = make_inputs(["what is <3> then"])
+        assert (
+            prune_inputs(model, ByContent(), positions="original", generate=True, **words)["position_ids"].max() == 19
+        )
         # With one axis and without gaps the next token is one further.
         assert "labels" not in prune_inputs(model, ByContent(), positions="compact", **inputs)
         assert not compact(prompt, select_tokens(KeepAll(), prompt)[0], shortcut=False).jumps()

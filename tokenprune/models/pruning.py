@@ -179,8 +179,8 @@ def prune_inputs(
     Args:
         model: a supported transformers model.
         strategy: a strategy, or its text form.
-        positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
-            authors do.
+        positions: "original" keeps the positions of the full prompt, "compact" closes the gaps, by the rule that
+            `tokenprune.models.places` states; None takes what the method's authors do.
         clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
         generate: False for arguments of a plain forward only. `model.generate` counts on from the last position, which
             is wrong after a prompt that ends in an image whose last tokens were dropped; so such a prompt is refused
