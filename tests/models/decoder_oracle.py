@@ -256,8 +256,10 @@ def expected_row(
         token += 1
         if token == len(features[image]):
             image, token = image + 1, 0
+    following = len(ids)
     if policy == "compact":
         places = list(range(len(places)))
+        following = len(places)
     prompt = len(columns)
     logits: list[Tensor] = []
     chosen: list[int] = []
@@ -265,7 +267,7 @@ def expected_row(
     lengths: list[int] = []
     for step in range(steps):
         x = torch.stack([*columns, *(table.weight[token] for token in chosen)])
-        positions = torch.tensor([*places, *(places[-1] + 1 + i for i in range(step))])
+        positions = torch.tensor([*places, *(following + i for i in range(step))])
         row = Row(decoder, x, positions, prompt, images)
         original = list(before)
         lengths = []

@@ -192,8 +192,8 @@ class Adapter(ABC):
         """
         return {}
 
-    def rotary(self, hidden: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the decoder's rotary embedding for positions that count up."""
+    def rotary(self, hidden: Float[Tensor, "b k d"], positions: Int[Tensor, "*axes b k"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the decoder's rotary embedding, for the axes of `positions` that do not only count."""
         cos, sin = self.decoder.rotary_emb(hidden, position_ids=positions)
         return cos, sin
 

@@ -48,6 +48,7 @@ def prune(
     * A plain forward gives back logits of the pruned length (behind the last stage); `record.calls[-1].columns` says
       which column stands where. Its `labels` are cut with the prompt; with a stage inside the decoder they are refused.
     * Text-only prompts pass unchanged.
+    * An `attention_mask` that hides visual tokens is refused: budgets, rasters and scores are those of whole images.
     * Beams and return sequences of a prompt share one selection.
     * One model in one context at a time: nesting, or a second thread opening a context on the same model, is refused,
       and so is opening one context twice. Inside the context several threads may call the model; with a stage inside
@@ -61,8 +62,8 @@ def prune(
     Args:
         model: a supported transformers model.
         strategy: a strategy, or its text form such as "trim_tokenator(keep=64)".
-        positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
-            authors do, for each stage its own.
+        positions: "original" keeps the positions of the full prompt, "compact" closes the gaps, by the rule that
+            `tokenprune.models.places` states; None takes what the method's authors do, for each stage its own.
         clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
         turns: for conversations that are encoded as a whole in every turn: "reselect" chooses anew for each prompt, so
             that methods which read the question can follow it; "freeze" keeps the tokens that were chosen for an image

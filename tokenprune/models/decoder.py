@@ -235,7 +235,8 @@ class DecoderRun:
         if cut.policy == "original":
             rotary = _gathered(current, self._for_beams(change.shorter.anchor).to(hidden.device))
         else:
-            rotary = self.adapter.rotary(hidden, self._for_beams(self.layout.positions))
+            positions = self.layout.positions.repeat_interleave(self.copies, dim=-2)
+            rotary = self.adapter.rotary(hidden, positions.to(hidden.device))
         self.made.append((cut.layer, self.layout))
         self.step[cut.layer] = Step(self._mask(cut.layer, self.layout, hidden), rotary)
         return hidden
@@ -260,7 +261,9 @@ class DecoderRun:
                 kept[i] = kept[i][rows.to(kept[i].device)]
         self.tokens = [replace(tokens, **dict.fromkeys(DECODER_SIGNALS)) for tokens in self.tokens]  # type: ignore[arg-type]
         new = [tokens.shape[0] for tokens in extra]
-        if not sum(new) and all(rows.shape[0] == n for rows, n in zip(kept, total, strict=True)):
+        whole = not sum(new) and all(rows.shape[0] == n for rows, n in zip(kept, total, strict=True))
+        # Gaps that an earlier part left are closed in every row, whether something is dropped in the batch or not.
+        if whole and (cut.policy == "original" or self.layout.closed):
             self.seconds += now(hidden.device) - start
             return None
         length, made = self.layout.mask.shape[1], made_rows(self.layout, extra) if sum(new) else None
@@ -303,9 +306,9 @@ class DecoderRun:
     def _continue(self, cut: int, layout: Layout, hidden: Tensor, kwargs: dict[str, Any]) -> Step:
         """One more token behind a cut."""
         rotary = kwargs["position_embeddings"]
-        if layout.shift is not None:
-            shift = self._for_beams(layout.shift)[:, None].to(hidden.device)
-            rotary = self.adapter.rotary(hidden, kwargs["position_ids"] - shift)
+        if layout.moved:
+            following = layout.following.repeat_interleave(self.copies, dim=-1)[..., None]  # (b, 1) or (axes, b, 1)
+            rotary = self.adapter.rotary(hidden, following.to(hidden.device) + self.appended - 1)
         return Step(self._mask(cut, layout, hidden), rotary)
 
     def _mask(self, cut: int, layout: Layout, hidden: Tensor) -> Any:  # noqa: ANN401

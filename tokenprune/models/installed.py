@@ -8,7 +8,9 @@ from torch import nn
 
 
 @contextmanager
-def hooked(module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False) -> Iterator[None]:
+def hooked(
+    module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False, first: bool = False
+) -> Iterator[None]:
     """While open, a forward pre-hook is on a module that other threads may be running at the same time.
 
     The hook is called in those threads, too, and must look which one it is in. One that was removed while another
@@ -18,8 +20,9 @@ def hooked(module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = F
         module: any module.
         hook: called before the module's forward.
         with_kwargs: the hook gets keyword arguments, too.
+        first: it is called before the hooks that are on the module already.
     """
-    handle = module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+    handle = module.register_forward_pre_hook(hook, prepend=first, with_kwargs=with_kwargs)
     try:
         yield
     finally:

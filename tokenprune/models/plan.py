@@ -98,6 +98,6 @@ def make_plan(strategy: PruningStrategy, positions: PositionPolicy | None = None
     for layer in sorted({stage.layer or 0 for stage in inside}):
         group = tuple(stage for stage in inside if stage.layer == layer)
         cuts.append(Cut(layer=layer, stages=group, policy=positions or group[-1].positions))
-    # Without a stage before the language model nothing is dropped there, and both policies are the same.
-    first = "original" if before is None else before.positions
+    # Without a stage before the language model nothing is dropped there: there are no gaps, with either policy.
+    first = "compact" if before is None else before.positions
     return Plan(strategy=strategy, before=before, policy=positions or first, cuts=tuple(cuts))

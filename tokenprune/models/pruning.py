@@ -13,7 +13,7 @@ from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
 from tokenprune.models.inputs import PadIds
 from tokenprune.models.plan import Plan, make_plan
-from tokenprune.models.prompt import Prompt, build_prompt, is_placeholder
+from tokenprune.models.prompt import Prompt, build_prompt, is_placeholder, refuse_hidden
 from tokenprune.models.refuse import refuse_embeddings
 from tokenprune.models.select import Chosen, as_strategy, choose_all, fit_strategy, select_tokens
 from tokenprune.models.turns import CachedPrompt, check_images, continue_prompt, new_segments, overlap
@@ -63,7 +63,11 @@ def prune_batch(
         encoding: entered while the vision tower runs.
         want: fields of `Tokens` to fill beside those that the strategy takes.
         choose: lets a strategy choose.
+
+    Raises:
+        UnsupportedError: when `attention_mask` hides visual tokens; before the images are encoded.
     """
+    refuse_hidden(adapter, inputs, pad)
     vision = _encoded(adapter, plan, inputs, encoding, want)
     prompt = build_prompt(adapter, inputs, vision, forward=forward, pad=pad)
     selections, seconds, frozen = choose(plan.before, prompt)
@@ -93,10 +97,12 @@ def continue_batch(
         encoding: entered while the vision tower runs.
 
     Raises:
-        UnsupportedError: when the family cannot continue a cache, or not one with gaps.
+        UnsupportedError: when the family cannot continue a cache, or not one with gaps; when `attention_mask` hides
+            visual tokens.
         ValueError: when the prompts do not continue what is in the cache.
     """
     _refuse_turn(adapter, "kept cache")
+    refuse_hidden(adapter, inputs, pad)
     vision = _encoded(adapter, plan, inputs, encoding, {"key"})
     prompt = build_prompt(adapter, inputs, vision, pad=pad)
     seen = overlap(cached, prompt.ids, prompt.mask)
@@ -161,6 +167,7 @@ def prune_inputs(
     *misplaced: object,
     positions: PositionPolicy | None = None,
     clip: Clip | None = None,
+    generate: bool = True,
     **inputs: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
     """Prune a batch of prompts and hand back arguments for the model; the model is not touched.
@@ -173,9 +180,12 @@ def prune_inputs(
         model: a supported transformers model.
         strategy: a strategy, or its text form.
         misplaced: nothing; what the processor returned goes by keyword, with two stars.
-        positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
-            authors do.
+        positions: "original" keeps the positions of the full prompt, "compact" closes the gaps, by the rule that
+            `tokenprune.models.places` states; None takes what the method's authors do.
         clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
+        generate: False for arguments of a plain forward only. `model.generate` counts on from the last position, which
+            is wrong after a prompt that ends in an image whose last tokens were dropped; so such a prompt is refused
+            unless this is False or there are `labels`.
         inputs: what the processor returned (`input_ids`, `attention_mask`, `pixel_values`, ...), and `labels`.
 
     Returns:
@@ -184,7 +194,8 @@ def prune_inputs(
 
     Raises:
         TypeError: for an argument that does not belong to a prompt.
-        ValueError: when prompts and images do not fit together, or strategy and model.
+        ValueError: when prompts and images do not fit together, or strategy and model; when `model.generate` would
+            place the next token wrongly.
     """
     if misplaced or isinstance(strategy, Mapping):
         raise TypeError(
@@ -213,6 +224,12 @@ def prune_inputs(
         raise UnsupportedError(
             f"prune_inputs: {type(model).__name__} adds features to the visual tokens inside its language model, which "
             "no arguments can express; use the context prune(model, strategy)"
+        )
+    if generate and inputs.get("labels") is None and result.pruned.jumps():
+        raise UnsupportedError(
+            "prune_inputs: a prompt ends in an image whose last tokens were dropped, and no arguments can tell "
+            "model.generate where the next token goes; end the prompt in text, use the context prune(model, strategy), "
+            "or say generate=False for a plain forward"
         )
     return result.pruned.as_inputs()
 

@@ -24,7 +24,7 @@ from tokenprune.models.cache_state import (
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.first_choice import FirstChoice, TurnPolicy
 from tokenprune.models.generation import generate_pruned
-from tokenprune.models.inject import injected
+from tokenprune.models.inject import injected, placed
 from tokenprune.models.inputs import PadIds, check_ids
 from tokenprune.models.inside import Inside
 from tokenprune.models.installed import Installed
@@ -187,6 +187,7 @@ class Session(NoCopy):
                 run = self.inside.follow("generate", result, stack)
             unlock(cache)
             stack.enter_context(_locked_on_error(cache))
+            stack.enter_context(placed(self.adapter, result.pruned))
             stack.enter_context(injected(self.adapter, result.pruned))
             with self.own_generate():
                 output = generate_pruned(self.plain_generate, rest, result.pruned, self.model)
