@@ -52,6 +52,14 @@ class SomeWholeInside(SomeWhole):
 
 
 @dataclass(frozen=True, repr=False)
+class InPlace(ByContent):
+    """Keeps 3 to 11 random tokens where they are."""
+
+    name: ClassVar[str] = "in_place"
+    positions = "original"
+
+
+@dataclass(frozen=True, repr=False)
 class SomeWholeInPickOrder(SomeWhole):
     """The same tokens, fed in the order in which they were drawn."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.models.family_oracle import tiny
-from tests.models.family_strategies import FAMILIES, SETTINGS, KeepAllInside, strategies_of
+from tests.models.family_strategies import FAMILIES, SETTINGS, InPlace, KeepAllInside, SomeWholeInside, strategies_of
 from tests.models.oracle import KeepAll
 from tokenprune import PruningStrategy, prune
 from tokenprune.strategy import PositionPolicy
@@ -27,7 +27,7 @@ Row = tuple[Tensor, list[list[int]]]
 
 
 def generated(
-    family: str, prompts: list[str], strategy: PruningStrategy, policy: PositionPolicy, side: str
+    family: str, prompts: list[str], strategy: PruningStrategy, policy: PositionPolicy | None, side: str
 ) -> list[Row]:
     """What `generate` says of every row."""
     model, make_inputs = tiny(family)
@@ -38,7 +38,7 @@ def generated(
 
 
 def forwarded(
-    family: str, prompts: list[str], strategy: PruningStrategy, policy: PositionPolicy, side: str
+    family: str, prompts: list[str], strategy: PruningStrategy, policy: PositionPolicy | None, side: str
 ) -> list[Row]:
     """What a plain forward says behind the last token of every row."""
     model, make_inputs = tiny(family)
@@ -74,6 +74,15 @@ def test_a_row_alone_and_in_a_batch(family: str, policy: PositionPolicy, call: A
         for side, batch in batches:
             for prompt, row in zip(batch, call(family, batch, strategy, policy, side), strict=True):
                 check(row, alone[prompts.index(prompt)], f"{strategy!r}, {prompt!r}, padded on the {side}")
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.id != "gemma3"])
+def test_gaps_are_closed_after_a_layer_in_every_row(family: str) -> None:
+    """Also in rows that lose nothing there but lost something before, whatever their neighbours lose."""
+    strategy = InPlace() >> SomeWholeInside(seed=5)
+    alone = [generated(family, [prompt], strategy, None, "left")[0] for prompt in PROMPTS]
+    for row, one in zip(generated(family, PROMPTS, strategy, None, "left"), alone, strict=True):
+        check(row, one, repr(strategy))
 
 
 @pytest.mark.parametrize("policy", BOTH)

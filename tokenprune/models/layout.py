@@ -30,7 +30,7 @@ class Layout:
         columns: int64 (b, k), column of the dense prompt, -1 on padding, `MADE` for a token made on the way.
         room: int64 (b, k), column of the dense prompt whose position decides where the slot goes when gaps are closed:
             with several axes the token's own, with one axis the columns that are left in their order; for a token made
-            on the way that of the token that it was put behind.
+            on the way that of the token after which it was put.
         lengths: number of real slots of each row, known without asking the device.
         rows: row of each image.
         slots: int64 (n,) for each image: slots of its tokens that are left, and of those made from it; ascending.
@@ -181,7 +181,7 @@ def _without_gaps(layout: Layout, columns: Tensor, room: Tensor) -> tuple[Tensor
     number = torch.zeros_like(layout.places.image).scatter_add(1, room, made.long())  # (b, l)
     closed = layout.places.close(kept, number)
     positions = closed.positions.gather(-1, room.expand(len(closed.positions), -1, -1))
-    # Made tokens of one image stand side by side: their number within it is that within the row, from its first on.
+    # Made tokens of one image are side by side: the number within the image is that in the row less those before it.
     runs = layout.places.runs
     counts = number.new_zeros((len(number), length + 1)).scatter_add(1, runs, number)
     before = (counts.cumsum(1) - counts).gather(1, runs.gather(1, room))

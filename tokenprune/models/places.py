@@ -30,7 +30,7 @@ class Closed(NamedTuple):
     Attributes:
         positions: int64 (a, b, l), right where a column stays.
         following: int64 (a, b), of the first token after the prompt.
-        made: int64 (b, l), for every visual column that of the first token made behind its image, on all axes.
+        made: int64 (b, l), for every visual column that of the first token made after its image, on all axes.
     """
 
     positions: Int[Tensor, "a b l"]
@@ -122,7 +122,7 @@ class Places:
         lowest = least - 1
         reach = torch.where(pushes, top, lowest).amax(0)
         kept_reach = torch.where(pushes, kept_top, lowest).amax(0)
-        behind = torch.where(pushes.any(0), kept_reach, kept_top.amax(0)) + 1
+        after = torch.where(pushes.any(0), kept_reach, kept_top.amax(0)) + 1
         shrunk = torch.where(end >= 0, reach - kept_reach - counts, 0)[:, :length]  # (b, l)
         moved = torch.zeros_like(table).scatter_add(1, (end[:, :length] + 1), shrunk).cumsum(1)[:, :length]
 
@@ -131,12 +131,12 @@ class Places:
         run = runs.gather(1, last)  # (b, 1)
         at = run.expand(self.positions.shape[0], -1, -1)
         pruned = kept_top.gather(-1, at) + self.following[..., None] - top.gather(-1, at)
-        pruned = torch.where(counts.gather(1, run) > 0, (behind + counts).gather(1, run), pruned)
+        pruned = torch.where(counts.gather(1, run) > 0, (after + counts).gather(1, run), pruned)
         following = torch.where(run < length, pruned, self.following[..., None]) - moved.gather(1, last)
         return Closed(
             positions=torch.where(visual, inside, self.positions) - moved,
             following=following[..., 0],
-            made=behind.gather(1, runs) - moved,
+            made=after.gather(1, runs) - moved,
         )
 
     def _count(self, kept: Tensor, made: Tensor | None) -> Closed:
@@ -145,9 +145,9 @@ class Places:
         new = torch.zeros_like(self.image) if made is None else made
         whole = (real.sum(1) == self.mask.sum(1)) & (new.sum(1) == 0)  # (b,)
         start = dense.gather(1, self.mask.long().argmax(1, keepdim=True))  # (b, 1)
-        behind = start + real.long().cumsum(1) + new.cumsum(1) - new  # (b, l), one after the column
+        after = start + real.long().cumsum(1) + new.cumsum(1) - new  # (b, l), one after the column
         following = torch.where(whole, self.following[0], start[:, 0] + real.sum(1) + new.sum(1))
-        return Closed(torch.where(whole[:, None], dense, behind - 1)[None], following[None], behind)
+        return Closed(torch.where(whole[:, None], dense, after - 1)[None], following[None], after)
 
     def _inside(self, kept: Tensor) -> Tensor:
         """For each kept visual column the coordinate that it takes on each axis within its own image."""
