@@ -42,6 +42,9 @@ class PruningStrategy(ABC):
         extends: True when it chooses and makes further tokens (`Selection.extra`); only inside the decoder.
         before_ffn: for the site "decoder": it drops within layer `layer` - 1, between attention and feed-forward, so
             that `layer` may be the number of layers. What is left is the same as with a drop behind that layer.
+        differentiable: True when a gradient can flow through the tokens that it makes (`merges`, `extends`) into what
+            they are made of, with its choices held fixed. False for methods whose arithmetic torch cannot follow: their
+            new tokens are constants in training, which the record of `prune` says and a warning, too.
         whole_raster: True when it needs every token of the image, so that no stage may come before it.
         ascending: True when the kept tokens enter the model in raster order.
         withdraws: True when it leaves no visual token at all. Only inside the decoder, where what was dropped has been
@@ -62,6 +65,7 @@ class PruningStrategy(ABC):
     equivariant: bool = False
     merges: bool = False
     extends: bool = False
+    differentiable: bool = True
     before_ffn: bool = False
     whole_raster: bool = False
     ascending: bool = True
@@ -154,8 +158,7 @@ class PruningStrategy(ABC):
     @final
     def _checked(self, batch: Sequence[Tokens]) -> list[Selection]:
         """`select_batch` for images that are known to be sound: the method, then the check of its answers."""
-        with torch.no_grad():
-            selections = self._select_batch(batch)
+        selections = self._answers(batch)
         if len(selections) != len(batch):
             raise RuntimeError(f"{_title(self)}: returned {len(selections)} selections for {len(batch)} images")
         requested = [self.requested(tokens) for tokens in batch]
@@ -166,6 +169,19 @@ class PruningStrategy(ABC):
             selection.stamped(wanted, tokens.n)
             for tokens, selection, wanted in zip(batch, selections, requested, strict=True)
         ]
+
+    @final
+    def _answers(self, batch: Sequence[Tokens]) -> list[Selection]:
+        """The method itself. Only values of new tokens are connected to the model that the tokens come from.
+
+        Choosing is no differentiable step, so a method that only chooses gets plain numbers. Where a method makes
+        tokens, what it computes from attached fields is recorded, and its integer choices are constants by nature.
+        """
+        makes = (self.merges or self.extends) and self.differentiable
+        if makes and torch.is_grad_enabled() and any(tokens.attached for tokens in batch):
+            return [selection.detached(notes_only=True) for selection in self._select_batch(batch)]
+        with torch.no_grad():
+            return self._select_batch([tokens.detached() for tokens in batch])
 
     def _check_input(self, batch: Sequence[Tokens]) -> None:
         values: dict[int, torch.Tensor] = {}  # by identity: the images of a prompt share its text

@@ -140,6 +140,20 @@ class Tokens:
         """int64 (n,): original index of each row."""
         return torch.arange(self.n, device=self.visual.device) if self.index is None else self.index
 
+    @property
+    def attached(self) -> bool:
+        """True when a gradient can flow back through some tensor here, into the model that it comes from."""
+        return any(isinstance(value, Tensor) and value.requires_grad for value in vars(self).values())
+
+    def detached(self) -> "Tokens":
+        """The same image as plain numbers, through which no gradient flows; itself when none does anyway."""
+        found = {k: v.detach() for k, v in vars(self).items() if isinstance(v, Tensor) and v.requires_grad}
+        if not found:
+            return self
+        plain = object.__new__(Tokens)
+        plain.__dict__.update(self.__dict__, **found)
+        return plain
+
     def take(
         self,
         rows: Int[Tensor, " k"],
@@ -279,6 +293,17 @@ class Selection:
         done = object.__new__(Selection)
         done.__dict__.update(self.__dict__, requested=requested, total=total)
         return done
+
+    def detached(self, *, notes_only: bool = False) -> "Selection":
+        """The same selection as plain numbers; itself when no gradient flows through it anyway.
+
+        Args:
+            notes_only: leave `features` and `extra` as they are.
+        """
+        names = ("gains", "scores", "sizes") if notes_only else ("features", "extra", "gains", "scores", "sizes")
+        values = {name: getattr(self, name) for name in names}
+        found = {name: value.detach() for name, value in values.items() if value is not None and value.requires_grad}
+        return replace(self, **found) if found else self
 
     @property
     def kept(self) -> int:

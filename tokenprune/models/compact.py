@@ -8,12 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.models.labels import labels_at
 from tokenprune.models.prompt import Prompt
 from tokenprune.strategy import PositionPolicy, check_choice
 from tokenprune.tokens import Selection
-
-IGNORED = -100
-"""Label of columns that do not count for the loss."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -132,7 +130,7 @@ def compact(
         mask=mask.long(),
         positions=_positions(prompt, source, mask, positions),
         columns=source.masked_fill(~mask, -1),
-        labels=None if prompt.labels is None else _labels(prompt.labels, source, mask),
+        labels=None if prompt.labels is None else labels_at(prompt.labels, source.masked_fill(~mask, -1)),
         extras={
             name: value.to(source.device)[batch, source].masked_fill(~mask, 0) for name, value in prompt.extras.items()
         },
@@ -233,8 +231,3 @@ def _positions(prompt: Prompt, source: Tensor, mask: Tensor, policy: PositionPol
     original = dense.gather(-1, source.expand(*dense.shape[:-1], -1)).masked_fill(~mask, 0)
     axes = prompt.counting_axes
     return torch.cat([counted[:axes], original[axes:]]) if axes else original
-
-
-def _labels(labels: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    first = mask & (mask.long().cumsum(1) == 1)
-    return labels.gather(1, source).masked_fill(~mask | first, IGNORED)

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.checkpointing import arranged_outside, not_checkpointed
 from tokenprune.models.decoder import DecoderRun
+from tokenprune.models.labels import cut_for_loss
 from tokenprune.models.plan import Plan
 from tokenprune.models.pruning import Pruned
 from tokenprune.models.record import CallKind, Record
@@ -73,7 +75,10 @@ class Inside:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Stands before decoder layer `number`."""
         run: DecoderRun | None = getattr(self.local, "run", None)
-        return None if run is None else run.before_layer(number, args, kwargs)
+        if run is None or getattr(self.local, "within", False):
+            return None
+        self.local.served = number
+        return run.before_layer(number, args, kwargs)
 
     def follow(self, kind: CallKind, result: Pruned, stack: ExitStack) -> DecoderRun:
         """The prompt is about to enter the language model: follow it until `stack` closes."""
@@ -84,13 +89,50 @@ class Inside:
         stack.callback(run.close)
         self.open.add(run)
         self.local.run = run
+        self._around_checkpoints(run, stack)
         return run
+
+    def _around_checkpoints(self, run: DecoderRun, stack: ExitStack) -> None:
+        """Keep what is computed again in the backward pass free of this context, which is not around then."""
+        self.local.served = None
+        layers = list(self.adapter.decoder_layers)
+        cut_within = {number for number, _ in self._cut_within()} | {
+            cut.layer - 1 for cut in self.plan.cuts if cut.layer == len(layers)
+        }
+        stack.enter_context(not_checkpointed(layers[number] for number in cut_within))
+        for number, layer in list(enumerate(layers))[run.first :]:
+            arrange = functools.partial(self._arrange, run, number)
+            stack.enter_context(arranged_outside(layer, arrange, self._within))
+
+    def _arrange(
+        self, run: DecoderRun, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The arguments of a checkpointed layer, unless its hook has made them already."""
+        served, self.local.served = self.local.served, None
+        return None if served == number else run.before_layer(number, args, kwargs)
+
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        """While open, hooks on layers know that the arguments are made."""
+        self.local.within = True
+        try:
+            yield
+        finally:
+            self.local.within = False
 
     def follow_forward(self, result: Pruned) -> None:
         """The same for a plain forward, until `after_forward`."""
         self.end_forward()  # of a call that was interrupted from the keyboard, which hooks do not see
-        self.local.forward = ExitStack()
-        self.follow("forward", result, self.local.forward)
+        stack = self.local.forward = ExitStack()
+        self.follow("forward", result, stack)
+        self.local.loss = None
+        if result.pruned.labels is not None:
+            self.local.loss = stack.enter_context(cut_for_loss(self.adapter.model, self._labels))
+
+    def _labels(self) -> Tensor | None:
+        """Labels for the logits of this thread's forward."""
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        return None if run is None else run.labels()
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
         """Stands behind `model.forward`, also after an error (then `output` is None)."""
@@ -100,6 +142,16 @@ class Inside:
         self.end_forward()
         if output is not None and run is not None:
             run.check_finished()
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Raise when labels were given and no loss was made of those that are left."""
+        if self.local.loss is not None and not self.local.loss:
+            raise RuntimeError(
+                f"prune: {type(self.adapter.model).__name__} did not hand its labels to `loss_function`, so its loss "
+                "is not that of the columns that are left; leave labels out and make the loss from the logits through "
+                "record.calls[-1].cut_labels(labels)"
+            )
 
     def end_forward(self) -> None:
         """Stop following this thread's plain forward, if there is one."""

@@ -95,6 +95,10 @@ def tap(module: nn.Module, read: Reader) -> Iterator[list[Any]]:
 def tower_reader(want: Collection[str], prefix: int) -> Reader:
     """A reader for `tap` on a vision tower; row 0 of the tower is taken for the CLS token.
 
+    Attention is read as plain numbers. Keys and queries stay connected to the tower: methods that weigh tokens by them
+    can be trained through them. Nothing is read here that autograd would have to remember, so that a layer that is
+    computed again in the backward pass (gradient checkpointing) is the same without the reader.
+
     Args:
         want: names of `Tokens` fields, of "cls_attention", "cls_attention_first", "cls_attention_last", "vision_keys",
             "vision_last_keys" and "vision_last_cls".
@@ -107,7 +111,7 @@ def tower_reader(want: Collection[str], prefix: int) -> Reader:
     def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
         for name in {"cls_attention", "cls_attention_first", "cls_attention_last"} & set(want):
-            seen[name] = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:]
+            seen[name] = attention_rows(query[:, :, :1].detach(), key.detach(), scaling)[:, :, 0, prefix:]
         if "vision_keys" in want:
             seen["vision_keys"] = key.mean(1)[:, prefix:]
         if "vision_last_keys" in want:
