@@ -40,7 +40,7 @@ def prune(
 
     * `generate` gives back sequences that start with the caller's prompt; `max_length` and `min_length` count it.
     * A plain forward gives back logits of the pruned length (behind the last stage); `record.calls[-1].columns` says
-      which column stands where. Its `labels` are cut with the prompt; with a stage inside the decoder they are refused.
+      which column stands where. Its `labels` are cut to these columns. Gradients flow through kept and merged tokens.
     * Text-only prompts pass unchanged.
     * Beams and return sequences of a prompt share one selection.
     * One model in one context at a time: nesting, or a second thread opening a context on the same model, is refused,
