@@ -9,6 +9,7 @@ import torch
 
 from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.kernels.finite import all_finite
+from tokenprune.kernels.precision import in_autocast, with_autocast_of_now, without_autocast
 from tokenprune.tokens import FIELD_NAMES, Selection, Tokens
 
 if TYPE_CHECKING:
@@ -172,7 +173,20 @@ class PruningStrategy(ABC):
 
     @final
     def _answers(self, batch: Sequence[Tokens]) -> list[Selection]:
-        """The method itself. Only values of new tokens are connected to the model that the tokens come from.
+        """The method itself, in full precision: `torch.autocast` would round the scores that decide."""
+        if not batch or not in_autocast(batch[0].visual.device):
+            return self._with_gradient(batch)
+        device = batch[0].visual.device
+        given = [
+            # The projector is a part of the model and runs as the model does.
+            tokens if tokens.project is None else tokens.projecting_by(with_autocast_of_now(tokens.project, device))
+            for tokens in batch
+        ]
+        with without_autocast(device):
+            return self._with_gradient(given)
+
+    def _with_gradient(self, batch: Sequence[Tokens]) -> list[Selection]:
+        """Only values of new tokens are connected to the model that the tokens come from.
 
         Choosing is no differentiable step, so a method that only chooses gets plain numbers. Where a method makes
         tokens, what it computes from attached fields is recorded, and its integer choices are constants by nature.

@@ -154,6 +154,12 @@ class Tokens:
         plain.__dict__.update(self.__dict__, **found)
         return plain
 
+    def projecting_by(self, project: Callable[[Tensor], Tensor]) -> "Tokens":
+        """The same image with another `project`."""
+        part = object.__new__(Tokens)
+        part.__dict__.update(self.__dict__, project=project)
+        return part
+
     def take(
         self,
         rows: Int[Tensor, " k"],

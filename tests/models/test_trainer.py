@@ -130,16 +130,16 @@ def test_fine_tuning_under_fastv_arrives_where_plain_gradient_descent_does(
     assert len(record.calls) == 8
 
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "mixed precision"])
 @pytest.mark.parametrize("strategy", ["visionzip(keep=7)", "grid_pool(keep=4)", "tome(keep=9)", "random(keep=4)"])
-def test_the_projector_is_trained_alone_and_the_loss_falls(strategy: str, tmp_path: Path) -> None:
+def test_the_projector_is_trained_alone_and_the_loss_falls(strategy: str, bf16: bool, tmp_path: Path) -> None:
     model, make_inputs = tiny_llava(8, layers=4)
     rows = dataset(model, make_inputs)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("projector" in name)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    trainer = Trainer(
-        model=model, args=arguments(tmp_path), train_dataset=rows, eval_dataset=rows, data_collator=collate
-    )
+    args = arguments(tmp_path, bf16=bf16)
+    trainer = Trainer(model=model, args=args, train_dataset=rows, eval_dataset=rows, data_collator=collate)
     with prune(model, strategy):
         first = trainer.evaluate()["eval_loss"]
         trainer.train()

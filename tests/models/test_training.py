@@ -21,9 +21,10 @@ from tests.models.training_oracle import (
     parameters_of,
     slope,
 )
-from tokenprune import PruningStrategy, Selection, Tokens, parse, prune, prune_inputs
+from tokenprune import PruningStrategy, Selection, Tokens, parse, prune, prune_inputs, strategies
 from tokenprune.baselines import GridPool
 from tokenprune.models import UnsupportedError
+from tokenprune.models.tap import attention_rows
 from tokenprune.testing import random_tokens
 from tokenprune.testing.tiny_models import tiny_llava
 
@@ -304,6 +305,47 @@ def test_tokens_made_outside_of_a_model_are_connected_to_what_they_are_made_of(t
     assert torch.equal(attached.features.detach(), strategy.select(plain).features)  # type: ignore[union-attr,arg-type]
     with torch.no_grad():
         assert not made(*values).requires_grad
+
+
+@pytest.mark.parametrize("strategy", [cls.example() for _, cls in sorted(strategies().items())], ids=repr)
+def test_mixed_precision_changes_no_choice(strategy: PruningStrategy) -> None:
+    """Under autocast products would be rounded to eight bits, those that decide too."""
+    for seed in range(5):
+        tokens = random_tokens(8, 8, width=24, seed=seed)
+        expected = strategy.select(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            told = strategy.select(tokens)
+        assert torch.equal(told.indices, expected.indices)
+        for mine, theirs in ((told.features, expected.features), (told.extra, expected.extra)):
+            if theirs is not None:
+                assert mine is not None
+                torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_attention_is_read_in_full_precision_under_autocast() -> None:
+    query, key = torch.randn(2, 1, 4, 6, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    with torch.autocast("cpu", torch.bfloat16):
+        told = attention_rows(query, key, 0.5)
+    torch.testing.assert_close(told, attention_rows(query, key, 0.5), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("text", [*MERGING, *CHOOSING])
+def test_mixed_precision_trains(text: str) -> None:
+    model, make_inputs = tiny_llava(4)
+    inputs = with_labels(model, make_inputs)
+    with prune(model, strategy_of(text)):
+        plain = model(**inputs).loss
+        plain.backward()
+        expected = gradients(model)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**inputs).loss
+        loss.backward()
+    assert abs(float(loss.detach() - plain.detach())) < 0.5
+    for group in GROUPS:
+        names = [name for name in expected if GROUPS[group] in name]
+        found = gradients(model)
+        assert any(found[name].abs().max() > 0 for name in names), group
 
 
 def test_frozen_choices_of_merging_methods_are_not_trained_with() -> None:

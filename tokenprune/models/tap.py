@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokenprune.kernels.precision import without_autocast
+
 TAP = "tokenprune_tap"
 """Name of the attention function; it stays in the registry and does nothing for modules without an open tap."""
 
@@ -55,7 +57,8 @@ def attention_rows(
     """
     groups = query.shape[1] // key.shape[1]
     keys = key.repeat_interleave(groups, dim=1) if groups > 1 else key
-    logits = (query.float() @ keys.float().transpose(-1, -2)) * scaling
+    with without_autocast(query.device):
+        logits = (query.float() @ keys.float().transpose(-1, -2)) * scaling
     if visible is not None:
         logits = logits.masked_fill(~(visible[:, None, None] if visible.ndim == 2 else visible[:, None]), -torch.inf)
     return torch.softmax(logits, dim=-1)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tokenprune.kernels.precision import without_autocast
 from tokenprune.models.adapter import Adapter, TowerUse
 from tokenprune.models.checkpointing import checkpointed, not_checkpointed
 from tokenprune.models.errors import UnsupportedError
@@ -142,7 +143,7 @@ class TowerRun:
             count = old.x.shape[0]
             state = replace(old, x=rows[:count])
             metric = keys[i, :count].unflatten(-1, (heads, -1)).float().mean(1)
-            with torch.no_grad():
+            with torch.no_grad(), without_autocast(hidden.device):
                 merge = self.strategy.merge(
                     number,
                     len(self.use.layers),
