@@ -194,9 +194,8 @@ def warn_if_constant(strategy: PruningStrategy, images: Sequence[Tokens], select
         images: what it got.
         selections: what it answered.
     """
-    made = [
-        tensor for selection in selections for tensor in (selection.features, selection.extra) if tensor is not None
-    ]
+    vectors = [tensor for selection in selections for tensor in (selection.features, selection.extra)]
+    made = [tensor for tensor in vectors if tensor is not None and tensor.numel()]
     if made and any(image.attached for image in images) and not any(tensor.requires_grad for tensor in made):
         warnings.warn(
             f"prune: {strategy!r} makes new tokens through which no gradient flows, so nothing before them learns from "
