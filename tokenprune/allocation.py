@@ -19,7 +19,10 @@ from tokenprune.tokens import Selection, Tokens
 AllocationRule = Callable[[Sequence[Tokens]], Sequence[float]]
 """From the images of one prompt to a weight for each, none negative: budgets are proportional to the weights."""
 
-_FACTS = ("needs", "uses", "site", "layer", "positions", "deterministic", "equivariant", "merges", "whole_raster")
+_FACTS = (
+    *("needs", "uses", "site", "layer", "positions", "deterministic", "equivariant"),
+    *("merges", "differentiable", "whole_raster"),
+)
 _FAINT = Fraction(1, 10**9)
 """Weight of an image with weight 0, relative to the largest: it takes what the others cannot hold."""
 
@@ -229,7 +232,7 @@ class PromptBudget(PruningStrategy):
         return self._select_batch([tokens])[0]
 
     def _select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
-        counts = self.counts(batch)
+        counts = self.counts([tokens.detached() for tokens in batch])
         selections: dict[int, Selection] = {}
         for count in sorted(set(counts)):  # images with the same count are chosen from together
             members = [i for i, mine in enumerate(counts) if mine == count]

@@ -39,6 +39,7 @@ class StagedStrategy(PruningStrategy):
             "equivariant": all(stage.equivariant for stage in self.stages),
             "merges": any(stage.merges for stage in self.stages),
             "extends": any(stage.extends for stage in self.stages),
+            "differentiable": all(stage.differentiable for stage in self.stages),
             "whole_raster": self.stages[0].whole_raster,
             "ascending": all(stage.ascending for stage in self.stages),
             "before_ffn": self.stages[-1].before_ffn,

@@ -10,6 +10,7 @@ import torch
 from tokenprune.answer_checks import NotFiniteError, check_answers, check_form, rows_hold
 from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.kernels.finite import all_finite, rough_sum
+from tokenprune.kernels.precision import in_autocast, with_autocast_of_now, without_autocast
 from tokenprune.tokens import FIELD_NAMES, Selection, Tokens
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class PruningStrategy(ABC):
         extends: True when it chooses and makes further tokens (`Selection.extra`); only inside the decoder.
         before_ffn: for the site "decoder": it drops within layer `layer` - 1, between attention and feed-forward, so
             that `layer` may be the number of layers. What is left is the same as with a drop behind that layer.
+        differentiable: True when a gradient can flow through the tokens that it makes (`merges`, `extends`) into what
+            they are made of, with its choices held fixed. False for methods whose arithmetic torch cannot follow: their
+            new tokens are constants in training, which the record of `prune` says and a warning, too.
         whole_raster: True when it needs every token of the image, so that no stage may come before it.
         ascending: True when the kept tokens enter the model in raster order.
         withdraws: True when it leaves no visual token at all. Only inside the decoder, where what was dropped has been
@@ -63,6 +67,7 @@ class PruningStrategy(ABC):
     equivariant: bool = False
     merges: bool = False
     extends: bool = False
+    differentiable: bool = True
     before_ffn: bool = False
     whole_raster: bool = False
     ascending: bool = True
@@ -156,8 +161,7 @@ class PruningStrategy(ABC):
     @final
     def _checked(self, batch: Sequence[Tokens]) -> list[Selection]:
         """`select_batch` for images that are known to be sound: the method, then the check of its answers."""
-        with torch.no_grad():
-            selections = self._select_batch(batch)
+        selections = self._answers(batch)
         check_answers(_title(self), selections, len(batch))
         requested = [self.requested(tokens) for tokens in batch]
         for tokens, selection, wanted in zip(batch, selections, requested, strict=True):
@@ -167,6 +171,32 @@ class PruningStrategy(ABC):
             selection.stamped(wanted, tokens.n)
             for tokens, selection, wanted in zip(batch, selections, requested, strict=True)
         ]
+
+    @final
+    def _answers(self, batch: Sequence[Tokens]) -> list[Selection]:
+        """The method itself, in full precision: `torch.autocast` would round the scores that decide."""
+        if not batch or not in_autocast(batch[0].visual.device):
+            return self._with_gradient(batch)
+        device = batch[0].visual.device
+        given = [
+            # The projector is a part of the model and runs as the model does.
+            tokens if tokens.project is None else tokens.projecting_by(with_autocast_of_now(tokens.project, device))
+            for tokens in batch
+        ]
+        with without_autocast(device):
+            return self._with_gradient(given)
+
+    def _with_gradient(self, batch: Sequence[Tokens]) -> list[Selection]:
+        """Only values of new tokens are connected to the model that the tokens come from.
+
+        Choosing is no differentiable step, so a method that only chooses gets plain numbers. Where a method makes
+        tokens, what it computes from attached fields is recorded, and its integer choices are constants by nature.
+        """
+        makes = (self.merges or self.extends) and self.differentiable
+        if makes and torch.is_grad_enabled() and any(tokens.attached for tokens in batch):
+            return [selection.detached(notes_only=True) for selection in self._select_batch(batch)]
+        with torch.no_grad():
+            return self._select_batch([tokens.detached() for tokens in batch])
 
     def _check_input(self, batch: Sequence[Tokens]) -> None:
         values: dict[int, torch.Tensor] = {}  # by identity: the images of a prompt share its text

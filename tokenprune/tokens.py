@@ -1,7 +1,7 @@
 """`Tokens`, what a strategy sees of one image, and `Selection`, what it answers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -147,6 +147,26 @@ class Tokens:
     def positions(self) -> Int[Tensor, " n"]:
         """int64 (n,): original index of each row."""
         return torch.arange(self.n, device=self.visual.device) if self.index is None else self.index
+
+    @property
+    def attached(self) -> bool:
+        """True when a gradient can flow back through some tensor here, into the model that it comes from."""
+        return any(isinstance(value, Tensor) and value.requires_grad for value in vars(self).values())
+
+    def detached(self) -> "Tokens":
+        """The same image as plain numbers, through which no gradient flows; itself when none does anyway."""
+        found = {k: v.detach() for k, v in vars(self).items() if isinstance(v, Tensor) and v.requires_grad}
+        if not found:
+            return self
+        plain = object.__new__(type(self))
+        plain.__dict__.update(self.__dict__, **found)
+        return plain
+
+    def projecting_by(self, project: Callable[[Tensor], Tensor]) -> "Tokens":
+        """The same image with another `project`."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__, project=project)
+        return part
 
     def take(
         self,
@@ -312,6 +332,17 @@ class Selection:
         done = object.__new__(Selection)
         done.__dict__.update(self.__dict__, requested=requested, total=total)
         return done
+
+    def detached(self, *, notes_only: bool = False) -> "Selection":
+        """The same selection as plain numbers; itself when no gradient flows through it anyway.
+
+        Args:
+            notes_only: leave `features` and `extra` as they are.
+        """
+        names = ("gains", "scores", "sizes") if notes_only else ("features", "extra", "gains", "scores", "sizes")
+        values = {name: getattr(self, name) for name in names}
+        found = {name: value.detach() for name, value in values.items() if value is not None and value.requires_grad}
+        return replace(self, **found) if found else self
 
     @property
     def kept(self) -> int:

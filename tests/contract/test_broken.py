@@ -176,6 +176,26 @@ class KeepsFloat64Only(First):
         return Selection(indices=indices, total=tokens.n, features=tokens.visual[indices].double())
 
 
+@broken("`differentiable` is True but features carry no gradient")
+class MergesDetached(First):
+    name = "merges_detached"
+    merges = True
+
+    def _select(self, tokens: Tokens) -> Selection:
+        indices = torch.arange(self.count(tokens))
+        return Selection(indices=indices, total=tokens.n, features=tokens.visual.detach()[indices])
+
+
+@broken("`differentiable` is False but features carry a gradient")
+class DeniesItsGradient(MergesDetached):
+    name = "denies_its_gradient"
+    differentiable = False
+
+    def _answers(self, batch: Sequence[Tokens]) -> list[Selection]:  # type: ignore[misc]
+        plain = [self._select(tokens) for tokens in batch]
+        return [replace(s, features=t.visual[s.indices]) for s, t in zip(plain, batch, strict=True)]
+
+
 def test_the_right_one_passes() -> None:
     check_strategy(First(0.5))
 

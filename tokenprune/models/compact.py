@@ -9,12 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.labels import labels_at
 from tokenprune.models.prompt import Prompt
 from tokenprune.strategy import PositionPolicy, check_choice
 from tokenprune.tokens import Selection
-
-IGNORED = -100
-"""Label of columns that do not count for the loss."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,7 +164,7 @@ def compact(
         positions=places,
         following=following if prompt.ends_in_image else None,
         columns=source.masked_fill(~mask, -1),
-        labels=None if prompt.labels is None else _labels(prompt.labels, source, mask),
+        labels=None if prompt.labels is None else labels_at(prompt.labels, source.masked_fill(~mask, -1)),
         extras={
             name: value.to(source.device)[batch, source].masked_fill(~mask, 0) for name, value in prompt.extras.items()
         },
@@ -274,8 +272,3 @@ def _positions(
     start = prompt.positions[:axes].gather(-1, first.expand(axes, -1, -1))
     counted = (start + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
     return torch.cat([counted, positions]), torch.cat([counted[..., -1] + 1, following])
-
-
-def _labels(labels: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    first = mask & (mask.long().cumsum(1) == 1)
-    return labels.gather(1, source).masked_fill(~mask | first, IGNORED)

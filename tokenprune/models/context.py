@@ -46,7 +46,7 @@ def prune(
 
     * `generate` gives back sequences that start with the caller's prompt; `max_length` and `min_length` count it.
     * A plain forward gives back logits of the pruned length (behind the last stage); `record.calls[-1].columns` says
-      which column stands where. Its `labels` are cut with the prompt; with a stage inside the decoder they are refused.
+      which column stands where. Its `labels` are cut to these columns. Gradients flow through kept and merged tokens.
     * Text-only prompts pass unchanged.
     * An `attention_mask` that hides visual tokens is refused: budgets, rasters and scores are those of whole images.
     * Beams and return sequences of a prompt share one selection.

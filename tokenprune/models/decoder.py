@@ -12,9 +12,11 @@ from transformers.masking_utils import create_causal_mask
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.labels import labels_at
 from tokenprune.models.layout import Layout, Shorter, entering, made_rows, shorten
 from tokenprune.models.plan import Cut, Plan
 from tokenprune.models.pruning import Pruned
+from tokenprune.models.select import warn_if_constant
 from tokenprune.models.signals import fill_signals, keys_from_first, next_attention, reader_for
 from tokenprune.models.tap import tap
 from tokenprune.pipeline import StagedStrategy
@@ -64,9 +66,10 @@ class DecoderRun:
         self.first = plan.cuts[0].layer - 1
         self.before = before
         self.report = report
-        self.layout = entering(before.prompt, before.pruned, before.selections)
+        self.layout = self.whole = entering(before.prompt, before.pruned, before.selections)
         wants = frozenset[str]().union(*(cut.wants for cut in plan.cuts))
-        pairs = list(zip(before.prompt.tokens(wants), before.selections, strict=True))
+        merged = torch.is_grad_enabled() and plan.before is not None and plan.before.merges
+        pairs = list(zip(before.prompt.tokens(wants, attached=merged), before.selections, strict=True))
         made = plan.makes_vectors
         self.tokens = [tokens._take(s.indices, features=s.features if made else None) for tokens, s in pairs]
         self.entered = [tokens.visual for tokens in self.tokens]
@@ -121,6 +124,12 @@ class DecoderRun:
                 )
             )
         return selections
+
+    def labels(self) -> Tensor | None:
+        """Labels of the slots behind the last cut, int64 (b, k); those that entered when nothing was dropped."""
+        if self.layout is self.whole or self.before.prompt.labels is None:
+            return self.before.pruned.labels
+        return labels_at(self.before.prompt.labels, self.layout.columns)
 
     def before_layer(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall | None:
         """The forward pre-hook of one layer: None leaves the call as it is."""
@@ -246,14 +255,18 @@ class DecoderRun:
         for counts, left in zip(self.counts, self.left, strict=True):
             counts.extend([left.shape[0]] * (cut.layer - len(counts)))
         start = now(hidden.device)
-        with torch.no_grad():
-            readings = self._readings(cut, hidden, rotary)
+        # New tokens are made of hidden states, through which a gradient flows then; choosing needs none.
+        learning = torch.is_grad_enabled() and any(stage.extends for stage in cut.stages)
+        with torch.set_grad_enabled(learning):
+            readings = self._readings(cut, hidden if learning else hidden.detach(), rotary)
             self.tokens = fill_signals(self.tokens, cut.wants, self.layout, readings)
         total = [left.shape[0] for left in self.left]
         kept = [torch.arange(n, device=self.layout.mask.device) for n in total]
         extra: list[Tensor] = []
         for stage in cut.stages:
             selections = stage.select_batch(self.tokens)
+            if learning and stage.extends:
+                warn_if_constant(stage, self.tokens, selections)
             extra = [selection.extra for selection in selections if selection.extra is not None]
             for i, selection in enumerate(selections):
                 self._keep(i, stage, selection)
@@ -293,12 +306,14 @@ class DecoderRun:
         """What the stages want to know: one row per prompt, or an entry per image."""
         readings: dict[str, Any] = dict(self.seen[0]) if self.seen else {}
         self.seen = []
-        first = hidden[:: self.copies].detach()
+        first = hidden[:: self.copies]
         readings |= {"hidden": first, "embeds": self.before.prompt.embeds.detach(), "entered": self.entered}
         if "decoder_next_attention" in cut.wants and rotary is not None:
             cos, sin = (part if part.shape[0] == 1 else part[:: self.copies] for part in rotary)
             layer, attention = self.adapter.decoder_layers[cut.layer], self.adapter.decoder_attention[cut.layer]
-            readings["next_attention"] = next_attention(layer, attention, first, (cos, sin), self.layout.mask)
+            with torch.no_grad():
+                row = next_attention(layer, attention, first.detach(), (cos, sin), self.layout.mask)
+            readings["next_attention"] = row
         if cut.wants & {"decoder_states", "decoder_text_states"}:
             readings["states"] = self.adapter.decoder.norm(first)
         return readings

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.checkpointing import arranged_outside, not_checkpointed
 from tokenprune.models.decoder import DecoderRun
+from tokenprune.models.labels import cut_for_loss
 from tokenprune.models.no_copy import NoCopy
 from tokenprune.models.plan import Plan
 from tokenprune.models.pruning import Pruned
@@ -75,7 +77,10 @@ class Inside(NoCopy):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Stands before decoder layer `number`."""
         run: DecoderRun | None = getattr(self.local, "run", None)
-        return None if run is None else run.before_layer(number, args, kwargs)
+        if run is None or getattr(self.local, "within", False):
+            return None
+        self.local.served = number
+        return run.before_layer(number, args, kwargs)
 
     def follow(self, kind: CallKind, result: Pruned, stack: ExitStack) -> DecoderRun:
         """The prompt is about to enter the language model: follow it until `stack` closes."""
@@ -86,7 +91,36 @@ class Inside(NoCopy):
         stack.callback(run.close)
         self.open.add(run)
         self.local.run = run
+        self._around_checkpoints(run, stack)
         return run
+
+    def _around_checkpoints(self, run: DecoderRun, stack: ExitStack) -> None:
+        """Keep what is computed again in the backward pass free of this context, which is not around then."""
+        self.local.served = None
+        layers = list(self.adapter.decoder_layers)
+        cut_within = {number for number, _ in self._cut_within()} | {
+            cut.layer - 1 for cut in self.plan.cuts if cut.layer == len(layers)
+        }
+        stack.enter_context(not_checkpointed(layers[number] for number in cut_within))
+        for number, layer in list(enumerate(layers))[run.first :]:
+            arrange = functools.partial(self._arrange, run, number)
+            stack.enter_context(arranged_outside(layer, arrange, self._within))
+
+    def _arrange(
+        self, run: DecoderRun, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The arguments of a checkpointed layer, unless its hook has made them already."""
+        served, self.local.served = self.local.served, None
+        return None if served == number else run.before_layer(number, args, kwargs)
+
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        """While open, hooks on layers know that the arguments are made."""
+        self.local.within = True
+        try:
+            yield
+        finally:
+            self.local.within = False
 
     @contextmanager
     def follow_forward(self, result: Pruned) -> Iterator[None]:
@@ -97,8 +131,26 @@ class Inside(NoCopy):
         """
         with ExitStack() as stack:
             run = self.follow("forward", result, stack)
+            loss: list[bool] | None = None
+            if result.pruned.labels is not None:
+                loss = stack.enter_context(cut_for_loss(self.adapter.model, self._labels))
             yield
             run.check_finished()
+            self._check_loss(loss)
+
+    def _labels(self) -> Tensor | None:
+        """Labels for the logits of this thread's forward; None in a thread whose forward nobody follows."""
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        return None if run is None else run.labels()
+
+    def _check_loss(self, cut: list[bool] | None) -> None:
+        """Raise when labels were given (then `cut` is a list) and no loss was made of those of the kept columns."""
+        if cut is not None and not cut:
+            raise RuntimeError(
+                f"prune: {type(self.adapter.model).__name__} did not hand its labels to `loss_function`, so its loss "
+                "is not that of the columns that are left; leave labels out and make the loss from the logits through "
+                "record.calls[-1].cut_labels(labels)"
+            )
 
     def close(self) -> None:
         """Take away whatever is still open, in other threads too."""

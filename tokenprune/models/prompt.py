@@ -87,18 +87,21 @@ class Prompt:
         positions = self.positions[None] if self.positions.ndim == 2 else self.positions[self.counting_axes :]
         return Places(positions=positions, image=image, mask=self.mask)
 
-    def tokens(self, want: Collection[str] = NO_SIGNALS) -> list[Tokens]:
+    def tokens(self, want: Collection[str] = NO_SIGNALS, *, attached: bool = False) -> list[Tokens]:
         """What a strategy sees: one `Tokens` per image, in placeholder order, with every signal that `vision` holds.
 
         `question` marks the text after the last image of the row.
 
         Args:
             want: names of `Tokens` fields; "clip_text" is computed here, when it is among them and there is a `clip`.
+            attached: leave what comes from the vision side connected to projector and tower, so that a gradient flows
+                back through tokens that a strategy makes of it. What comes from the text is never connected.
         """
         if self.vision is None:
             return []
         vision, embeds = self.vision, self.embeds.detach()
-        visual = vision.features.detach().to(embeds.device, embeds.dtype).split(vision.counts)
+        features = vision.features if attached else vision.features.detach()
+        visual = features.to(embeds.device, embeds.dtype).split(vision.counts)
         text, question, clip_text = {}, {}, {}
         for segment in self.segments:  # the last image of a row wins
             row, columns = segment.row, self.text[segment.row]
@@ -113,7 +116,7 @@ class Prompt:
                 question=question[segment.row],
                 prompt=segment.row,
                 clip_text=clip_text[segment.row].to(embeds.device) if clip_text else None,
-                **vision.of(i, embeds.device),
+                **vision.of(i, embeds.device, attached=attached),
             )
             for i, segment in enumerate(self.segments)
         ]

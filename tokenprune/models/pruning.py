@@ -4,9 +4,11 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.checkpointing import not_checkpointed, without_graph
 from tokenprune.models.clip import Clip, see
 from tokenprune.models.compact import PrunedPrompt, compact
 from tokenprune.models.errors import UnsupportedError
@@ -14,12 +16,14 @@ from tokenprune.models.families import adapter_for
 from tokenprune.models.inputs import PadIds
 from tokenprune.models.plan import Plan, make_plan
 from tokenprune.models.prompt import Prompt, build_prompt, is_placeholder, refuse_hidden
-from tokenprune.models.refuse import refuse_embeddings
+from tokenprune.models.refuse import refuse_embeddings, refuse_packed
 from tokenprune.models.select import Chosen, as_strategy, choose_all, fit_strategy, select_tokens
 from tokenprune.models.turns import CachedPrompt, check_images, continue_prompt, new_segments, overlap
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import PositionPolicy, PruningStrategy
 from tokenprune.tokens import Selection
+
+_WEIGHTS = frozenset({"vision_keys", "vision_last_keys", "vision_last_cls"})
 
 Choose = Callable[[PruningStrategy | None, Prompt], Chosen]
 """From a strategy and a prompt to one selection per image."""
@@ -144,12 +148,20 @@ def _encoded(
     plan: Plan,
     inputs: Mapping[str, Any],
     encoding: AbstractContextManager[object] | None,
-    want: Collection[str],
+    wanted: Collection[str],
 ) -> Vision | None:
     if not adapter.has_visual(inputs):
         return None
-    with encoding or nullcontext():
-        return see(adapter, inputs, plan.strategy.needs | plan.strategy.uses | frozenset(want), plan.tower)
+    want = plan.strategy.needs | plan.strategy.uses | frozenset(wanted)
+    with encoding or nullcontext(), not_checkpointed(_weighing_layers(adapter, plan, want)):
+        return see(adapter, inputs, want, plan.tower)
+
+
+def _weighing_layers(adapter: Adapter, plan: Plan, want: frozenset[str]) -> list[nn.Module]:
+    """Layers whose keys may become weights of new tokens, where checkpointing would cut those off from the tower."""
+    if not (torch.is_grad_enabled() and plan.strategy.merges and want & _WEIGHTS):
+        return []
+    return [layer for layer in adapter.vision_tower.modules() if without_graph(layer)]
 
 
 def _keys_by_row(prompt: Prompt) -> tuple[tuple[int, ...], ...] | None:
@@ -173,8 +185,8 @@ def prune_inputs(
     """Prune a batch of prompts and hand back arguments for the model; the model is not touched.
 
     The same as `prune` as a pure function: `model(**prune_inputs(model, strategy, **inputs))`, or `model.generate` with
-    them, which then returns the new tokens alone. Gradients flow through to the projector, except for tokens that a
-    strategy made; wrap the call in `torch.no_grad()` when they are not needed.
+    them, which then returns the new tokens alone. Gradients flow through kept and merged tokens to the projector and to
+    the vision tower; wrap the call in `torch.no_grad()` when they are not needed.
 
     Args:
         model: a supported transformers model.
@@ -212,6 +224,7 @@ def prune_inputs(
             "use the context prune(model, strategy)"
         )
     refuse_embeddings(inputs, what="prune_inputs")
+    refuse_packed(inputs)
     known = {"input_ids", "attention_mask", "position_ids", "labels", *adapter.modality_keys, *adapter.length_keys}
     unknown = sorted(inputs.keys() - known)
     if unknown:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tokenprune.models.labels import labels_at
 from tokenprune.models.prompt import Prompt
 from tokenprune.strategy import PositionPolicy, PruningStrategy, Site
 from tokenprune.tokens import Selection, StageCount
@@ -40,6 +41,9 @@ class ImageRecord:
         frozen: True when the selection is that of an earlier turn, kept by `turns="freeze"`.
         extra_tokens: tokens made inside the decoder that are left beside `indices`.
         sizes: for strategies inside the vision tower, how many patches each of `indices` stands for.
+        gradient: whether a gradient flows back through the tokens that the strategy made; None where it made none, and
+            in calls that record no gradient. Through tokens that are only kept it always flows, through the choice of
+            tokens never.
     """
 
     call: int
@@ -59,6 +63,7 @@ class ImageRecord:
     frozen: bool = False
     extra_tokens: int = 0
     sizes: tuple[int, ...] = ()
+    gradient: bool | None = None
 
     @property
     def layer_average(self) -> float:
@@ -89,6 +94,7 @@ class ImageRecord:
             "layer_average": self.layer_average,
             "frozen": self.frozen,
             "extra_tokens": self.extra_tokens,
+            "gradient": self.gradient,
         }
 
 
@@ -116,6 +122,32 @@ class CallRecord:
     images: tuple[ImageRecord, ...] = field(repr=False)
     select_seconds: float
     cached: int = 0
+
+    def cut_labels(self, labels: Int[Tensor, "b l"]) -> Int[Tensor, "b k"]:
+        """Labels of the prompts for the logits of this call: those of the columns that are left, -100 elsewhere.
+
+        As in the model's own loss, the first token of each row, which nothing predicts, gets -100. For metrics, and for
+        losses of your own.
+
+        Args:
+            labels: int64 (prompts, columns_in), as for the model.
+
+        Raises:
+            ValueError: when the labels are not those of this call's prompts.
+        """
+        if labels.shape != (self.prompts, self.columns_in):
+            raise ValueError(
+                f"cut_labels: labels must be (prompts, columns) = {(self.prompts, self.columns_in)}, the shape of the "
+                f"prompts of this call, got {tuple(labels.shape)}; take the record of the call that they belong to"
+            )
+        return labels if self.columns is None else labels_at(labels, self.columns.to(labels.device))
+
+
+def _gradient(kind: CallKind, selection: Selection) -> bool | None:
+    made = [tensor for tensor in (selection.features, selection.extra) if tensor is not None and tensor.numel()]
+    if not made or kind == "generate" or not torch.is_grad_enabled():
+        return None
+    return all(tensor.requires_grad for tensor in made)
 
 
 class Record:
@@ -224,6 +256,7 @@ class Record:
                     layer_tokens=entering,
                     frozen=old,
                     extra_tokens=0 if selection.extra is None else selection.extra.shape[0],
+                    gradient=_gradient(kind, selection),
                     sizes=() if selection.sizes is None else tuple(selection.sizes.int().tolist()),
                 )
                 for segment, selection, rows, entering, old in zip(

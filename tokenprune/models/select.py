@@ -1,7 +1,10 @@
 """Running a strategy on a prompt, timed; and whether it fits the model at all."""
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import CLIP_SIGNALS
@@ -13,7 +16,7 @@ from tokenprune.models.tower import check_layers
 from tokenprune.parsing import parse
 from tokenprune.pipeline import StagedStrategy
 from tokenprune.strategy import PruningStrategy
-from tokenprune.tokens import Selection
+from tokenprune.tokens import Selection, Tokens
 from tokenprune.tower import TowerStrategy
 
 
@@ -175,6 +178,27 @@ def select_tokens(
             "prompt; use prune or prune_inputs, or tokenprune.models.clip.see with the strategy as `tower`"
         )
     start = now(device)
-    images = prompt.tokens(strategy.needs | strategy.uses)
+    learning = torch.is_grad_enabled() and strategy.merges
+    images = prompt.tokens(strategy.needs | strategy.uses, attached=learning)
     selections = strategy.select_batch([images[i] for i in chosen])
+    if learning:
+        warn_if_constant(strategy, images, selections)
     return selections, now(device) - start
+
+
+def warn_if_constant(strategy: PruningStrategy, images: Sequence[Tokens], selections: Sequence[Selection]) -> None:
+    """Warn when a model is being trained and the tokens that the strategy made carry no gradient.
+
+    Args:
+        strategy: what chose.
+        images: what it got.
+        selections: what it answered.
+    """
+    vectors = [tensor for selection in selections for tensor in (selection.features, selection.extra)]
+    made = [tensor for tensor in vectors if tensor is not None and tensor.numel()]
+    if made and any(image.attached for image in images) and not any(tensor.requires_grad for tensor in made):
+        warnings.warn(
+            f"prune: {strategy!r} makes new tokens through which no gradient flows, so nothing before them learns from "
+            "them; train with another strategy, or wrap the call in torch.no_grad() when you do not train",
+            stacklevel=2,
+        )

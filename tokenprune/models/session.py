@@ -40,6 +40,8 @@ from tokenprune.models.refuse import (
     refuse_embeddings,
     refuse_generate,
     refuse_in_decoder,
+    refuse_packed,
+    refuse_visual_labels,
     setting,
 )
 from tokenprune.models.select import choose_all
@@ -169,7 +171,7 @@ class Session(NoCopy):
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         if self.inside is not None:
-            refuse_in_decoder(call, self.model, what="generate")
+            refuse_in_decoder(call, self.model, self.adapter.decoder_layers, what="generate")
             rest["disable_compile"] = True  # the hooks on the layers keep books in Python
         with torch.no_grad():
             if state is None:
@@ -294,7 +296,10 @@ class Session(NoCopy):
         prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
         if self.inside is not None:
-            refuse_in_decoder(call, self.model, what="a forward")
+            refuse_in_decoder(call, self.model, self.adapter.decoder_layers, what="a forward")
+        refuse_packed(call)
+        if call.get("num_items_in_batch") is not None:
+            refuse_visual_labels(call, is_placeholder(ids, self.adapter))
         result = self.prune_batch(call, forward=True)
         if self.inside is None:
             self.note("forward", result)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokenprune.kernels.precision import without_autocast
+
 TAP = "tokenprune_tap"
 """Name of the attention function; it stays in the registry and does nothing for modules without an open tap."""
 
@@ -58,7 +60,8 @@ def attention_rows(
     """
     groups = query.shape[1] // key.shape[1]
     keys = key.repeat_interleave(groups, dim=1) if groups > 1 else key
-    logits = (query.float() @ keys.float().transpose(-1, -2)) * scaling
+    with without_autocast(query.device):
+        logits = (query.float() @ keys.float().transpose(-1, -2)) * scaling
     if visible is not None:
         logits = logits.masked_fill(~(visible[:, None, None] if visible.ndim == 2 else visible[:, None]), -torch.inf)
     return torch.softmax(logits, dim=-1)
@@ -116,6 +119,10 @@ def _plain_config(module: nn.Module) -> Any:  # noqa: ANN401
 def tower_reader(want: Collection[str], prefix: int) -> Reader:
     """A reader for `tap` on a vision tower; row 0 of the tower is taken for the CLS token.
 
+    Attention is read as plain numbers. Keys and queries stay connected to the tower: methods that weigh tokens by them
+    can be trained through them. Nothing is read here that autograd would have to remember, so that a layer that is
+    computed again in the backward pass (gradient checkpointing) is the same without the reader.
+
     Args:
         want: names of `Tokens` fields, of "cls_attention", "cls_attention_first", "cls_attention_last", "vision_keys",
             "vision_last_keys" and "vision_last_cls".
@@ -128,7 +135,7 @@ def tower_reader(want: Collection[str], prefix: int) -> Reader:
     def read(query: Tensor, key: Tensor, scaling: float) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
         for name in {"cls_attention", "cls_attention_first", "cls_attention_last"} & set(want):
-            seen[name] = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, prefix:]
+            seen[name] = attention_rows(query[:, :, :1].detach(), key.detach(), scaling)[:, :, 0, prefix:]
         if "vision_keys" in want:
             seen["vision_keys"] = key.mean(1)[:, prefix:]
         if "vision_last_keys" in want:

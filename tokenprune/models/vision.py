@@ -72,8 +72,14 @@ class Vision:
                 f"fit {self.features.shape[0]} rows of features; an adapter must return one row per placeholder"
             )
 
-    def of(self, image: int, device: torch.device) -> dict[str, Any]:
-        """The fields of `Tokens` that these signals fill for one image, detached and on one device."""
+    def of(self, image: int, device: torch.device, *, attached: bool = False) -> dict[str, Any]:
+        """The fields of `Tokens` that these signals fill for one image, on one device.
+
+        Args:
+            image: number of the image.
+            device: where the fields go.
+            attached: leave them connected to the vision tower, for strategies that make new tokens of them.
+        """
         fields: dict[str, Any] = {"grid": self.grids[image], "project": self.project}
         if self.tiles is not None and (tiles := self.tiles[image]) is not None:
             fields["tiles"] = tiles.to(device)
@@ -84,7 +90,8 @@ class Vision:
         for name in (*SIGNALS, "clip_visual", "tower_size"):
             values = getattr(self, name)
             if values is not None:
-                fields[name] = values[image].detach().to(device)
+                value = values[image] if attached else values[image].detach()
+                fields[name] = value.to(device)
         return fields
 
 

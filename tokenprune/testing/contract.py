@@ -25,9 +25,9 @@ def check_strategy(strategy: PruningStrategy) -> None:
     Checked: the facts on the class; the budget is met exactly (int, share, more than there is, one token); indices are
     int64, unique, in range, ascending where it says so; keep-all is the identity; the same answer twice where it says
     deterministic; permutation equivariance where it says so; a batch equals the loop; no input is mutated, no state
-    written, no global random state used; dtype and device are kept in float16, bfloat16, float32 and float64; a subset
-    of an image is accepted; bad budgets and bad tokens raise errors that name the culprit; the instance is immutable,
-    hashable, and `parse(repr(strategy)) == strategy`.
+    written, no global random state used; new tokens carry a gradient unless it says that they cannot; dtype and device
+    are kept in float16, bfloat16, float32 and float64; a subset of an image is accepted; bad budgets and bad tokens
+    raise errors that name the culprit; the instance is immutable, hashable, and `parse(repr(strategy)) == strategy`.
 
     Args:
         strategy: an instance; strategies with a `keep` field are also checked with other budgets.
@@ -206,8 +206,29 @@ def check_inputs_untouched(strategy: PruningStrategy) -> None:
         for name, copy in copies.items():
             _require(torch.equal(copy, getattr(given, name)), strategy, f"select wrote into Tokens.{name}")
         _require(_same(selection, strategy.select(tokens)), strategy, "strides or requires_grad change the answer")
-        grad = selection.features is not None and selection.features.requires_grad
-        _require(not grad, strategy, "features carry a gradient")
+
+
+def check_gradient(strategy: PruningStrategy) -> None:
+    """New tokens carry a gradient into what they are made of, unless the strategy says that they cannot."""
+    plain = random_tokens()
+    given = {name: value for name in FIELD_NAMES if isinstance(value := getattr(plain, name), torch.Tensor)}
+    floats = {name: value.clone().requires_grad_() for name, value in given.items() if value.is_floating_point()}
+    attached = replace(plain, **floats)  # type: ignore[arg-type]
+    for variant in [strategy, *_variants(strategy, (3,))]:
+        selection = variant.select(attached)
+        _require(_same(selection, variant.select(plain)), variant, "requires_grad changes the answer")
+        for name in ("features", "extra"):
+            made = getattr(selection, name)
+            if made is not None and made.numel():
+                says, carry = variant.differentiable, "carry a gradient" if made.requires_grad else "carry no gradient"
+                _require(made.requires_grad == says, variant, f"`differentiable` is {says} but {name} {carry}")
+        for name in ("scores", "gains", "sizes"):
+            note = getattr(selection, name)
+            _require(note is None or not note.requires_grad, variant, f"{name} carry a gradient")
+        with torch.no_grad():
+            quiet = variant.select(attached)
+        tensors = [tensor for tensor in vars(quiet).values() if isinstance(tensor, torch.Tensor)]
+        _require(not any(tensor.requires_grad for tensor in tensors), variant, "a gradient is carried under no_grad")
 
 
 def check_dtypes(strategy: PruningStrategy) -> None:
@@ -293,6 +314,7 @@ CHECKS: tuple[Callable[[PruningStrategy], None], ...] = (
     check_equivariant,
     check_batch,
     check_inputs_untouched,
+    check_gradient,
     check_dtypes,
     check_subset,
     check_bad_tokens,
