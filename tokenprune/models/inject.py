@@ -1,7 +1,7 @@
 """What the language model gets beside embeddings: features that its first layers add to the visual tokens."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.compact import PrunedPrompt
+from tokenprune.models.compiled import outside_graphs
 from tokenprune.models.installed import Installed
 
 
@@ -61,20 +62,34 @@ def inject(adapter: Adapter, pruned: PrunedPrompt, stack: ExitStack) -> list[boo
     rows, features, fired = pruned.feature_rows, pruned.deepstack, list[bool]()
     if rows is None or features is None:
         return fired
-    thread = threading.get_ident()
+    place = (id(adapter.decoder), threading.get_ident())
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        if threading.get_ident() != thread:
-            return None
-        handle.remove()  # the steps that follow have no visual tokens
+    def add(kwargs: dict[str, Any]) -> dict[str, Any]:
+        close()  # the steps that follow have no visual tokens
         fired.append(True)
         length = kwargs["inputs_embeds"].shape
         wanted = rows[:, rows.shape[1] - length[1] :]  # without the part that is in a cache
         wanted = wanted.repeat_interleave(length[0] // wanted.shape[0], dim=0)
         visual = wanted >= 0
-        added = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(features[:, wanted[visual]])}
-        return args, {**kwargs, **added}
+        return {**kwargs, "visual_pos_masks": visual, "deepstack_visual_embeds": list(features[:, wanted[visual]])}
 
-    handle = adapter.decoder.register_forward_pre_hook(hook, with_kwargs=True)
-    stack.callback(handle.remove)
+    def close() -> None:
+        handle.remove()
+        if _waiting.get(place) is add:
+            del _waiting[place]
+
+    _waiting[place] = add
+    handle = adapter.decoder.register_forward_pre_hook(_on_decoder, with_kwargs=True)
+    stack.callback(close)
     return fired
+
+
+_waiting: dict[tuple[int, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""For a language model and a thread: what its next forward is given."""
+
+
+@outside_graphs
+def _on_decoder(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Before the language model. One function for all calls: compiled graphs do not see that hooks have changed."""
+    add = _waiting.get((id(module), threading.get_ident()))
+    return None if add is None else (args, add(kwargs))

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.compiled import outside_graphs
 from tokenprune.models.decoder import DecoderRun
 from tokenprune.models.plan import Plan
 from tokenprune.models.pruning import Pruned
@@ -52,22 +53,26 @@ class Inside:
         layers: list[Any] = list(self.adapter.decoder_layers)
         return [(cut.layer - 1, layers[cut.layer - 1].mlp) for cut in self.plan.cuts if cut.before_ffn]
 
+    @outside_graphs
     def on_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Stands before the feed-forward part of decoder layer `number`."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         changed = None if run is None else run.before_ffn(number, args[0])
         return None if changed is None else ((changed, *args[1:]), kwargs)
 
+    @outside_graphs
     def behind_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Stands behind it."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         return None if run is None else run.behind_ffn(number, output)
 
+    @outside_graphs
     def behind_layers(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Stands behind the last decoder layer."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         return None if run is None else run.behind_layers(output)
 
+    @outside_graphs
     def on_layer(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -92,6 +97,7 @@ class Inside:
         self.local.forward = ExitStack()
         self.follow("forward", result, self.local.forward)
 
+    @outside_graphs
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
         """Stands behind `model.forward`, also after an error (then `output` is None)."""
         if getattr(self.local, "forward", None) is None:

@@ -13,6 +13,7 @@ from transformers import GenerationMixin
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.cache_state import cached_length, lock, state_of, unlock
+from tokenprune.models.compiled import outside_graphs, seen_by_graphs
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.first_choice import FirstChoice, TurnPolicy
 from tokenprune.models.generation import generate_pruned
@@ -35,6 +36,7 @@ from tokenprune.models.refuse import (
 )
 from tokenprune.models.select import choose_all
 from tokenprune.models.turns import CachedPrompt, cached_prompt
+from tokenprune.models.unwrap import refuse_virtual_tokens
 
 _PROMPT_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 
@@ -83,11 +85,13 @@ class Session:
             stack.enter_context(
                 self.installed.standing(hooks, after, {**self.adapter.shadows(), "generate": self.shadow})
             )
+            stack.enter_context(seen_by_graphs([*(hook[0] for hook in hooks), *(hook[0] for hook in after)]))
             yield
             self.installed.check("were removed while the context was open: calls since then were not pruned")
 
     # What stands on the model
 
+    @outside_graphs
     def on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The witness: the vision tower runs for the pruning, or visual tokens are on their way past it."""
         if not getattr(self.local, "encoding", False):
@@ -122,10 +126,11 @@ class Session:
 
     def make_shadow(self) -> Callable[..., Any]:
         """A function that looks like the model's `generate` (signature and documentation) and calls ours."""
+        call = outside_graphs(self.generate)
 
         @functools.wraps(self.plain_generate)
         def generate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            return self.generate(*args, **kwargs)
+            return call(*args, **kwargs)
 
         return generate
 
@@ -136,6 +141,7 @@ class Session:
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
         self.drop_injection()
+        refuse_virtual_tokens(self.model)
         refuse_embeddings(call, what="generate")
         ids = check_ids(call)
         cache = call.get("past_key_values")
@@ -240,10 +246,17 @@ class Session:
 
     # plain forward
 
+    @outside_graphs
     def on_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Stands before `model.forward`: prunes direct calls, lets the steps of `generate` through."""
+        if module is not self.model:
+            raise RuntimeError(
+                "prune: a copy of the model was called, with the hooks of the context that is open on the original; "
+                "call the original, or make the copy outside the context (DataParallel makes copies in each call when "
+                "it has several devices: give it one)"
+            )
         call = _named(self.forward_signature, args, kwargs) if args else kwargs
         if self.generating and not self.adapter.has_visual(call):
             return None

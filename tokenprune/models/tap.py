@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokenprune.models.compiled import outside_graphs
+
 TAP = "tokenprune_tap"
 """Name of the attention function; it stays in the registry and does nothing for modules without an open tap."""
 
@@ -119,6 +121,7 @@ def tower_reader(want: Collection[str], prefix: int) -> Reader:
     return read
 
 
+@outside_graphs
 def _tapped(
     module: nn.Module,
     query: Tensor,
