@@ -15,6 +15,7 @@ from tokenprune.models.pruning import prune_inputs  # noqa: E402
 from tokenprune.models.record import CallRecord, ImageRecord, Record  # noqa: E402
 from tokenprune.models.select import select_tokens  # noqa: E402
 from tokenprune.models.turns import CachedPrompt, Overlap, cached_prompt, continue_prompt, overlap  # noqa: E402
+from tokenprune.models.unwrap import unwrap  # noqa: E402
 from tokenprune.models.vision import Vision  # noqa: E402
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "question_reader",
     "register_adapter",
     "select_tokens",
+    "unwrap",
 ]

@@ -168,7 +168,9 @@ class Adapter(ABC):
     def embed_text(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Input embeddings of the prompt. Placeholders outside the vocabulary get those of token 0."""
         embedding = self.model.get_input_embeddings()
-        beyond = [token for token in self.image_token_ids if token >= embedding.num_embeddings]
+        # A wrapper around the table, such as peft's, has no such attribute itself.
+        rows = next(part.num_embeddings for part in embedding.modules() if hasattr(part, "num_embeddings"))
+        beyond = [token for token in self.image_token_ids if token >= rows]
         if beyond:
             ids = ids.masked_fill(torch.isin(ids, torch.tensor(beyond, device=ids.device)), 0)
         embeds: Tensor = embedding(ids)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.offloaded import weights_at_hand
 from tokenprune.models.tower import encode_merged
 from tokenprune.models.vision import Vision
 from tokenprune.strategy import check_choice
@@ -184,7 +185,8 @@ def see(
     """
     through_clip = adapter.clip is not None and bool(CLIP_SIGNALS & set(want))
     want = {*want, "vision_states"} if through_clip else want
-    vision = adapter.encode(inputs, want=want) if tower is None else encode_merged(adapter, inputs, want, tower)
+    with weights_at_hand(adapter.base):
+        vision = adapter.encode(inputs, want=want) if tower is None else encode_merged(adapter, inputs, want, tower)
     if adapter.clip is None or not through_clip:
         return vision
     rows = tuple(adapter.clip.visual(states) for states in vision.vision_states or ())

@@ -60,7 +60,8 @@ def prune(
       pruned cache refuses to be continued. Without a cache the conversation is encoded as a whole, see `turns`.
 
     Args:
-        model: a supported transformers model.
+        model: a supported transformers model, or one inside a wrapper (peft, `torch.compile`,
+            `DistributedDataParallel`, see `unwrap`): calls of both are pruned.
         strategy: a strategy, or its text form such as "trim_tokenator(keep=64)".
         positions: "original" keeps the positions of the full prompt, "compact" closes the gaps, by the rule that
             `tokenprune.models.places` states; None takes what the method's authors do, for each stage its own.

@@ -2,14 +2,16 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.compact import PrunedPrompt
-from tokenprune.models.installed import Installed, hooked
+from tokenprune.models.compiled import outside_graphs
+from tokenprune.models.installed import Installed
 
 
 @contextmanager
@@ -75,8 +77,13 @@ def injected(adapter: Adapter, pruned: PrunedPrompt) -> Iterator[None]:
         yield
 
 
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+_waiting: dict[tuple[int, int], list[tuple[RemovableHandle, Change]]] = {}
+"""For a language model and a thread: what its next forward is given, and the hooks that go then."""
+
+
 @contextmanager
-def _next_forward(adapter: Adapter, change: Callable[[dict[str, Any]], dict[str, Any]], what: str) -> Iterator[None]:
+def _next_forward(adapter: Adapter, change: Change, what: str) -> Iterator[None]:
     """While open, change arguments of the language model's next forward in this thread, and of no other.
 
     Args:
@@ -87,22 +94,39 @@ def _next_forward(adapter: Adapter, change: Callable[[dict[str, Any]], dict[str,
     Raises:
         RuntimeError: at the end, when there was no such forward.
     """
-    thread, fired = threading.get_ident(), list[bool]()
+    place, fired = (id(adapter.decoder), threading.get_ident()), list[bool]()
 
-    # No keywords: for other threads, see `hooked`.
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
-        if kwargs is None or threading.get_ident() != thread:
-            return None
-        stack.close()  # the steps that follow are as they are
+    def once(kwargs: dict[str, Any]) -> dict[str, Any]:
         fired.append(True)
-        return args, {**kwargs, **change(kwargs)}
+        return change(kwargs)
 
-    with ExitStack() as stack:
-        # Before the caller's own hooks, which then see what the language model gets.
-        stack.enter_context(hooked(adapter.decoder, hook, with_kwargs=True, first=True))
+    # Before the caller's own hooks, which then see what the language model gets.
+    handle = adapter.decoder.register_forward_pre_hook(_on_decoder, prepend=True, with_kwargs=True)
+    _waiting.setdefault(place, []).append((handle, once))
+    try:
         yield
-        if not fired:
-            raise RuntimeError(
-                f"prune: {what} did not reach the language model: it was not called as usual; call model.generate(...) "
-                "or model(...)"
-            )
+    finally:
+        handle.remove()
+        left = [entry for entry in _waiting.pop(place, []) if entry[0] is not handle]
+        if left:
+            _waiting[place] = left
+    if not fired:
+        raise RuntimeError(
+            f"prune: {what} did not reach the language model: it was not called as usual; call model.generate(...) "
+            "or model(...)"
+        )
+
+
+@outside_graphs
+def _on_decoder(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
+    """Called before the language model. One function for all calls: compiled graphs do not see that hooks changed.
+
+    A hook that another thread removes while this one calls the hooks comes without keywords.
+    """
+    waiting = None if kwargs is None else _waiting.pop((id(module), threading.get_ident()), None)
+    if kwargs is None or waiting is None:
+        return None
+    for handle, change in waiting:
+        handle.remove()  # the steps that follow are as they are
+        kwargs = {**kwargs, **change(kwargs)}
+    return args, kwargs

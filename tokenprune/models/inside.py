@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.checkpointing import arranged_outside, not_checkpointed
+from tokenprune.models.compiled import outside_graphs
 from tokenprune.models.decoder import DecoderRun
 from tokenprune.models.labels import cut_for_loss
 from tokenprune.models.no_copy import NoCopy
@@ -56,22 +57,26 @@ class Inside(NoCopy):
         layers: list[Any] = list(self.adapter.decoder_layers)
         return [(cut.layer - 1, layers[cut.layer - 1].mlp) for cut in self.plan.cuts if cut.before_ffn]
 
+    @outside_graphs
     def on_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Stands before the feed-forward part of decoder layer `number`."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         changed = None if run is None else run.before_ffn(number, args[0])
         return None if changed is None else ((changed, *args[1:]), kwargs)
 
+    @outside_graphs
     def behind_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Stands behind it."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         return None if run is None else run.behind_ffn(number, output)
 
+    @outside_graphs
     def behind_layers(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Stands behind the last decoder layer."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         return None if run is None else run.behind_layers(output)
 
+    @outside_graphs
     def on_layer(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -9,6 +9,7 @@ import torch
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import CLIP_SIGNALS
 from tokenprune.models.clock import now
+from tokenprune.models.compiled import outside_graphs
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.plan import tower_part
 from tokenprune.models.prompt import Prompt
@@ -142,6 +143,7 @@ def choose_all(strategy: PruningStrategy | None, prompt: Prompt) -> Chosen:
     return Chosen(*select_tokens(strategy, prompt))
 
 
+@outside_graphs
 def select_tokens(
     strategy: PruningStrategy | None, prompt: Prompt, *, only: Sequence[int] | None = None
 ) -> tuple[list[Selection], float]:

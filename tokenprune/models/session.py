@@ -21,6 +21,7 @@ from tokenprune.models.cache_state import (
     state_of,
     unlock,
 )
+from tokenprune.models.compiled import outside_graphs, seen_by_graphs
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.first_choice import FirstChoice, TurnPolicy
 from tokenprune.models.generation import generate_pruned
@@ -46,6 +47,7 @@ from tokenprune.models.refuse import (
 )
 from tokenprune.models.select import choose_all
 from tokenprune.models.turns import CachedPrompt, cached_prompt
+from tokenprune.models.unwrap import refuse_virtual_tokens
 
 _PROMPT_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 
@@ -102,13 +104,15 @@ class Session(NoCopy):
             hooks.extend((layer, self.on_flash_layer) for layer in self.adapter.decoder_layers)
         shadows = {
             **self.adapter.shadows(),
-            "generate": Shadow(self.plain_generate, self.generate),
+            "generate": Shadow(self.plain_generate, outside_graphs(self.generate)),
             "__reduce_ex__": refuse_copy,
         }
         with ExitStack() as stack:
             if self.inside is not None:
                 stack.callback(self.inside.close)
             stack.enter_context(self.installed.standing(hooks, after, shadows, {"forward": self.make_forward()}))
+            modules = [module for module, _ in (*hooks, *after)]
+            stack.enter_context(seen_by_graphs(module for module in modules if module is not self.model))
             self.is_open = True
             stack.callback(setattr, self, "is_open", False)
             yield
@@ -116,6 +120,7 @@ class Session(NoCopy):
 
     # What stands on the model
 
+    @outside_graphs
     def on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The witness: the vision tower runs for the pruning, or visual tokens are on their way past it."""
         if not getattr(self.local, "encoding", False):
@@ -155,6 +160,7 @@ class Session(NoCopy):
         call = _named(self.generate_signature, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
+        refuse_virtual_tokens(self.model)
         refuse_embeddings(call, what="generate")
         ids = check_ids(call)
         cache = call.get("past_key_values")
@@ -269,10 +275,17 @@ class Session(NoCopy):
 
     # plain forward
 
+    @outside_graphs
     def on_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Stands before `model.forward`: prunes direct calls, lets the steps of `generate` through."""
+        if module is not self.model:
+            raise RuntimeError(
+                "prune: a copy of the model was called, with the hooks of the context that is open on the original; "
+                "call the original, or make the copy outside the context (DataParallel makes copies in each call when "
+                "it has several devices: give it one)"
+            )
         call = _named(self.forward_signature, args, kwargs) if args else kwargs
         if self.is_step() and not self.adapter.has_visual(call):
             return None

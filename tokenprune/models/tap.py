@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenprune.kernels.precision import without_autocast
+from tokenprune.models.compiled import outside_graphs
 
 TAP = "tokenprune_tap"
 """Name of the attention function; it stays in the registry and does nothing for modules without an open tap."""
@@ -161,6 +162,7 @@ class _Untapped:
         return getattr(self.module, name)
 
 
+@outside_graphs
 def _tapped(
     module: nn.Module,
     query: Tensor,
