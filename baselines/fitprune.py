@@ -19,7 +19,6 @@ fit was not checked against the program. Its reading of the rule: alpha is a sha
 tokens get in that layer of the untouched model, and tokens that left earlier count as lost.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import LARGEST, brief
 from tokenprune.baselines.scoring import check_count, top, working
 from tokenprune.core.budget import share_count
 from tokenprune.core.fields import Layer, strategy
@@ -276,11 +276,11 @@ class FitPrune(Staged):
 
     def __post_init__(self) -> None:
         drops: object = self.drops
-        if not isinstance(drops, Sequence) or isinstance(drops, str) or not drops:
-            raise TypeError(f"FitPrune: drops must be a tuple of numbers such as (14, 33, 89), got {drops!r}")
+        if not isinstance(drops, tuple | list) or not drops:
+            raise TypeError(f"FitPrune: drops must be a tuple of numbers such as (14, 33, 89), got {brief(drops)}")
         object.__setattr__(self, "drops", tuple(drops))
         for drop in self.drops:
-            _check_drop("FitPrune", drop)
+            _check_drop("FitPrune", drop, self.drops)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -289,9 +289,10 @@ class FitPrune(Staged):
         return tuple(stages) or (FitPruneStage(0, layer=1),)
 
 
-def _check_drop(owner: str, drop: object) -> None:
+def _check_drop(owner: str, drop: object, drops: tuple[object, ...] | None = None) -> None:
     wanted = f"{owner}: drop must be a number of tokens (int of at least 0) or a share (float in [0, 1))"
+    where = "" if drops is None else f" in drops={brief(drops)}"
     if isinstance(drop, bool) or not isinstance(drop, int | float):
-        raise TypeError(f"{wanted}, got {drop!r} of type {type(drop).__name__}")
-    if math.isnan(drop) or drop < 0 or (isinstance(drop, float) and drop >= 1):
-        raise ValueError(f"{wanted}, got {drop}")
+        raise TypeError(f"{wanted}, got {brief(drop)} of type {type(drop).__name__}{where}")
+    if not 0 <= drop < (1 if isinstance(drop, float) else LARGEST):  # also catches NaN
+        raise ValueError(f"{wanted}, got {brief(drop)}{where}")

@@ -50,7 +50,12 @@ def grid_pool(visual: Float[Tensor, "n d"], grid: tuple[int, int], pooled: tuple
     """
     image = visual.T.reshape(1, visual.shape[1], *grid)
     work = image if image.dtype == torch.float64 else image.float()
-    return adaptive_avg_pool2d(work, pooled).flatten(2)[0].T.to(visual.dtype).contiguous()
+    # Torch adds up a cell before it divides. A power of two keeps the sum of very large numbers in range; it is 1 for
+    # all others, and changes no digit.
+    headroom = grid[0] * grid[1]
+    room = torch.finfo(work.dtype).max / (4 * headroom)
+    scale = torch.where(work.abs().amax() > room, 2.0 ** -headroom.bit_length(), 1.0).to(work.dtype)
+    return (adaptive_avg_pool2d(work * scale, pooled) / scale).flatten(2)[0].T.to(visual.dtype).contiguous()
 
 
 @strategy("grid_pool")

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import check_real
 from tokenprune.baselines.scoring import unit, working
 from tokenprune.core.fields import strategy
 from tokenprune.core.merging import Merge, Merging, TowerState
@@ -63,7 +64,13 @@ def window_similarity(windows: Float[Tensor, "w s c"]) -> Float[Tensor, " w"]:
         tensor([1., 0.])
     """
     size = windows.shape[1]
-    rows = unit(windows)
+    windows = working(windows)
+    if not windows.numel():
+        return windows.new_zeros(windows.shape[0])
+    # The squares of very large numbers overflow; a power of two prevents it and changes no digit of a cosine.
+    rows = unit(
+        windows * torch.ldexp(windows.new_ones(()), -torch.frexp(windows.abs().amax()).exponent.clamp(-100, 126))
+    )
     cosines = rows @ rows.transpose(1, 2)
     cosines = cosines - torch.diag_embed(cosines.diagonal(dim1=1, dim2=2))
     return cosines.sum((1, 2)) / max(1, size * (size - 1))
@@ -96,7 +103,7 @@ def mustdrop_merge(x_with_cls: Float[Tensor, "p c"], *, threshold: float = 0.8, 
     merge = similarity >= threshold
     order = similarity.sort(descending=True, stable=True).indices[: int(merge.sum())]
     untouched = members[~merge].flatten().sort().values
-    out = torch.cat([working(x_with_cls)[:1], windows[order].mean(1), patches[untouched]])
+    out = torch.cat([working(x_with_cls)[:1], (windows[order] / window**2).sum(1), patches[untouched]])
     size = torch.ones(out.shape[0], dtype=out.dtype, device=out.device)
     size[1 : 1 + order.shape[0]] = window * window
     return MergedWindows(out.to(x_with_cls.dtype), size, order, untouched, similarity)
@@ -143,8 +150,7 @@ class MustDropMerge(Merging):
 
     def __post_init__(self) -> None:
         check_window("MustDropMerge", self.window)
-        if not -1 <= self.threshold <= 1:  # also catches NaN
-            raise ValueError(f"MustDropMerge: threshold must be in [-1, 1], got {self.threshold}")
+        object.__setattr__(self, "threshold", check_real("MustDropMerge", "threshold", self.threshold, -1, 1))
 
     @property
     def place(self) -> InTower:

@@ -15,11 +15,15 @@ Paper: LLaVA-PruMerge, ICCV 2025 (arXiv 2403.15388). Checked against 42Shawn/LLa
 Defects of the authors' program, reproduced by `official=True`:
 - The outlier share is pooled over the batch, so images depend on one another. Default: each image on its own.
 - The raster stops below 575 whatever the number of patches. Default: it covers all.
-- With a fixed share PruMerge+ repeats centres that are on the raster too, and the last token then misses as many of
-  the lowest patches. Default: no repeats, and the last token takes every patch that is no centre.
-- No outlier: no centre at all, or a ZeroDivisionError in PruMerge+; a share above 1/3 gives a raster step of 0;
-  fewer than 33 patches stop the program. Default: at least one centre, a step of at least 1, as many neighbours as
-  there are.
+- With a fixed share PruMerge+ repeats centres that are on the raster too. Each repeat removes the lowest patch that is
+  no centre from the neighbours and from the last token, and a repeated centre is a neighbour of itself: its own patch
+  is added to it, weighted. Default: no repeats; every other patch can be a neighbour, and the last token takes every
+  patch that is no centre.
+- No outlier: no centre at all, or a ZeroDivisionError in PruMerge+. Default: at least one centre.
+- The program stops with fewer than 33 patches (32 neighbours are taken); in PruMerge+ also with a raster index that is
+  no patch, a raster step of 0 (a share above 1/3), several images when outliers are counted, and a fixed share whose
+  raster has another number of patches than there are centres by attention. `official=True` raises a ValueError there.
+  Default: as many neighbours as there are, a raster within the image with a step of at least 1, any batch.
 
 Deviations: float32 throughout, ties to the lowest index. The authors evaluate PruMerge with a fine-tuned language
 model; a training-free row is another setting. In the strategies `keep` counts the last token too, and it takes the
@@ -96,7 +100,8 @@ def prumerge(
         One `Merged` per image; their sizes may differ.
 
     Raises:
-        ValueError: when ratio is not in (0, 1].
+        ValueError: when ratio is not in (0, 1], or with `official` where the program stops.
+        ZeroDivisionError: with `official` and `plus` when no patch is an outlier, as in the program.
 
     Examples:
         >>> states = torch.arange(5.0)[None, :, None]
@@ -108,6 +113,11 @@ def prumerge(
         raise ValueError(f"prumerge: ratio must be in (0, 1] or None (count outliers), got {ratio}")
     attention = prumerge_attention(q_cls, k)
     n = attention.shape[1]
+    if official and plus and ratio is None and attention.shape[0] > 1:
+        raise ValueError(
+            f"prumerge: with official=True and plus=True the program counts outliers for one image at a time, got "
+            f"{attention.shape[0]}; call it per image, give ratio, or leave official out"
+        )
     pooled = outlier_count(attention) / attention.numel() if official and ratio is None else ratio
     merged = []
     for weights, states, keys in zip(attention, working(hidden_states), working(k), strict=True):
@@ -117,6 +127,8 @@ def prumerge(
         centres = top(weights, count)[1]
         if plus:
             raster = raster_centres(n, share, fixed=ratio is not None, official=official)
+            if official:
+                _check_official_raster(raster, n, count, fixed=ratio is not None)
             more = torch.tensor(raster, dtype=torch.int64, device=centres.device)
             repeats = official and ratio is not None
             centres = torch.cat([centres, more if repeats else more[~torch.isin(more, centres)]])
@@ -132,7 +144,10 @@ def raster_centres(n: int, ratio: float, *, fixed: bool, official: bool = False)
         n: number of patches.
         ratio: share of centres by attention.
         fixed: whether that share was given (coarser raster, starting inside) or counted (about three times as many).
-        official: end below index 575, and fail where the program fails.
+        official: end below index 575 whatever n is.
+
+    Raises:
+        ValueError: with `official`, when the step is 0.
 
     Examples:
         >>> raster_centres(16, 0.25, fixed=True), raster_centres(16, 0.1, fixed=False)
@@ -141,7 +156,25 @@ def raster_centres(n: int, ratio: float, *, fixed: bool, official: bool = False)
     step = int(1 / ratio) if fixed else int(int(1 / ratio) / 3)
     if not official:
         step = max(1, step)
+    elif step == 0:
+        raise ValueError(
+            f"prumerge: a share of {ratio} gives a raster step of 0, where the program stops; leave official out"
+        )
     return list(range(int(step / 2) if fixed else 0, _LAST_OF_PROGRAM if official else n, step))
+
+
+def _check_official_raster(raster: list[int], n: int, count: int, *, fixed: bool) -> None:
+    """Raise where the program's tensors do not fit: they are made for 576 patches and for the share 1/8."""
+    if raster and raster[-1] >= n:
+        raise ValueError(
+            f"prumerge: the program's raster goes up to patch {raster[-1]}, but there are {n} patches; it stops there, "
+            "so leave official out"
+        )
+    if fixed and len(raster) != count:
+        raise ValueError(
+            f"prumerge: ratio gives {count} centres by attention and {len(raster)} on the raster; the program stops "
+            "unless these are equal, so choose another ratio (576 patches: 0.125) or leave official out"
+        )
 
 
 def merge_neighbours(
@@ -159,9 +192,13 @@ def merge_neighbours(
         features: (n, c), patches.
         keys: (n, f), what neighbours are found by (cosine).
         weights: (n,), attention.
-        centres: int64 (m,).
+        centres: int64 (m,), may repeat with `official`.
         neighbours: per centre, itself not counted.
-        official: with repeated centres, let the last token miss as many of the lowest patches as there are repeats.
+        official: choose neighbours from the program's list: the other entries of `centres`, then the patches that are
+            none, without as many of the lowest as `centres` has repeats. The last token misses those too.
+
+    Raises:
+        ValueError: with `official`, when that list is shorter than `neighbours`.
 
     Examples:
         >>> x = torch.tensor([[1.0], [2.0], [4.0]])
@@ -169,14 +206,24 @@ def merge_neighbours(
         tensor([[1.5000],
                 [1.5000]])
     """
-    n = features.shape[0]
+    n, m = features.shape[0], centres.shape[0]
+    rest = _complement(n, centres, official)
+    # Where each centre itself is among the candidates for its neighbours: by its place in the list, or as a patch.
+    pool, own = torch.arange(n, device=centres.device), centres
+    if official:
+        pool, own = torch.cat([centres, rest]), torch.arange(m, device=centres.device)
+        if m and pool.shape[0] <= neighbours:
+            raise ValueError(
+                f"prumerge: {n} patches give each centre {pool.shape[0] - 1} others to choose {neighbours} neighbours "
+                f"from; the program stops there, so give at least {neighbours + 1} patches or leave official out"
+            )
     rows = unit(keys)
-    likeness = rows[centres] @ rows.T
-    likeness.scatter_(1, centres[:, None], -torch.inf)
-    near = top(likeness, min(neighbours, n - 1))[1]
+    likeness = (rows[centres] @ rows.T)[:, pool]  # (m, p)
+    likeness.scatter_(1, own[:, None], -torch.inf)
+    near = pool[top(likeness, min(neighbours, pool.shape[0] - 1))[1]]  # (m, neighbours), patches
     weighted = weights[:, None] * features
     tokens = features[centres] + weighted[near].sum(1)
-    return torch.cat([tokens, weighted[_complement(n, centres, official)].sum(0, keepdim=True)])
+    return torch.cat([tokens, weighted[rest].sum(0, keepdim=True)])
 
 
 def _complement(n: int, centres: Int[Tensor, " m"], official: bool) -> Int[Tensor, " r"]:

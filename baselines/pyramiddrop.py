@@ -22,6 +22,7 @@ import math
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import check_real
 from tokenprune.baselines.scoring import check_count, top, working
 from tokenprune.core.budget import Keep, check_keep, keep_count
 from tokenprune.core.fields import Layer, Layers, strategy
@@ -137,6 +138,7 @@ class PyramidDropStage(Scoring):
     needs = (NEXT_ATTENTION,)
 
     def __post_init__(self) -> None:
+        check_real("PyramidDropStage", "power", self.power, 0, 1)
         # A power is a number in (0, 1], like a share.
         object.__setattr__(self, "power", check_keep(float(self.power), owner="PyramidDropStage", parameter="power"))
 

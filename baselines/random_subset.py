@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.fields import Count, strategy
+from tokenprune.core.fields import Seed, strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.signals import (
     IMAGE_KEY,
@@ -56,7 +56,7 @@ class Random(Stage):
     """
 
     keep: Keep
-    seed: Count = field(default=0)
+    seed: Seed = field(default=0)
     needs = (IMAGE_KEY,)
 
     def choose(self, tokens: Tokens) -> Choice:

@@ -26,7 +26,6 @@ kept ones. In models of fewer than 32 layers the default layers are those at the
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -36,10 +35,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import LARGEST, brief, check_real
 from tokenprune.baselines.layer_budget import layers_at_depth
 from tokenprune.baselines.scoring import check_count, top, working
 from tokenprune.core.budget import Keep, check_keep, keep_count
-from tokenprune.core.fields import Count, Layer, Layers, check_choice, strategy
+from tokenprune.core.fields import Layer, Layers, Seed, check_choice, strategy
 from tokenprune.core.places import InDecoder
 from tokenprune.core.selection import Choice
 from tokenprune.core.signals import (
@@ -69,6 +69,10 @@ __all__ = [
 LAYERS = (2, 6, 15)
 SCHEDULES = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 """Image tokens kept after each stage, merged ones not counted, by the published (layer-averaged) budget."""
+
+
+_SAFE = {torch.float32: (-40, 50), torch.float64: (-400, 450)}
+"""Between these powers of two squares of coordinates can be added up."""
 
 
 class SparseVLMSplit(NamedTuple):
@@ -169,8 +173,12 @@ def recycle(
     c = m // 10 + 1 if clusters is None else clusters
     check_count("recycle", "clusters", c, m)
     x = working(features)
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / width**0.5
-    density = (-distance.sort(dim=-1).values[:, :c].square().mean(-1)).exp()
+    # Squares of very large or tiny numbers leave the range. A power of two prevents it and changes no digit of the
+    # others, for which it is 1.
+    exponent = torch.frexp(x.abs().amax()).exponent
+    scale = torch.ldexp(x.new_ones(()), exponent.clamp(*_SAFE[x.dtype]) - exponent)
+    distance = torch.cdist(x * scale, x * scale, compute_mode="donot_use_mm_for_euclid_dist") / width**0.5
+    density = (-(distance.sort(dim=-1).values[:, :c] / scale).square().mean(-1)).exp()
     if noise is not None:
         density = density + noise.to(density.dtype)
     place = torch.arange(m, device=x.device)
@@ -182,8 +190,8 @@ def recycle(
     group = distance[centres].argmin(0)
     group = group.index_copy(0, centres, torch.arange(c, device=x.device))
     count = x.new_zeros(c).index_add(0, group, x.new_ones(m))
-    total = x.new_zeros((c, width)).index_add(0, group, x)
-    return (total / (count + 1e-6)[:, None]).to(features.dtype)
+    share = 1 / (count + 1e-6)[group, None]  # (m, 1); a sum of features could overflow
+    return x.new_zeros((c, width)).index_add(0, group, x * share).to(features.dtype)
 
 
 def sparsevlm_stage(
@@ -238,15 +246,15 @@ class SparseVLMStage(Stage):
     power: float = 1.0
     factor: float = 1.0
     official: bool = False
-    seed: Count = 0
+    seed: Seed = 0
     needs = (DECODER_TEXT_ATTENTION, DECODER_HIDDEN, DECODER_ENTERED, DECODER_TEXT, IMAGE_KEY)
     yields = "extended"
     promises = EQUIVARIANT
 
     def __post_init__(self) -> None:
+        check_real("SparseVLMStage", "power", self.power, 0, 1)
         object.__setattr__(self, "power", check_keep(float(self.power), owner="SparseVLMStage", parameter="power"))
-        if not self.factor >= 1:
-            raise ValueError(f"SparseVLMStage: factor must be at least 1, got {self.factor}")
+        object.__setattr__(self, "factor", check_real("SparseVLMStage", "factor", self.factor, 1, LARGEST))
 
     @property
     def place(self) -> InDecoder:
@@ -317,16 +325,18 @@ class SparseVLM(Staged):
     schedule: tuple[float, ...] | str | None = None
     layers: Layers | None = None
     official: bool = False
-    seed: Count = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        schedule: object = self.schedule
-        if isinstance(schedule, str):
-            check_choice("SparseVLM", "schedule", schedule, [str(budget) for budget in SCHEDULES])
-        elif schedule is not None:
-            if not isinstance(schedule, Sequence) or not schedule:
-                raise TypeError(f"SparseVLM: schedule must be a tuple of numbers, one per stage, got {schedule!r}")
-            object.__setattr__(self, "schedule", tuple(schedule))
+        if isinstance(self.schedule, str):
+            check_choice("SparseVLM", "schedule", self.schedule, [str(budget) for budget in SCHEDULES])
+        elif self.schedule is not None:
+            if not isinstance(self.schedule, tuple | list) or not self.schedule:
+                raise TypeError(
+                    f"SparseVLM: schedule must be a tuple of numbers, one per stage, got {brief(self.schedule)}"
+                )
+            numbers = tuple(check_real("SparseVLM", "schedule", number, 0, LARGEST) for number in self.schedule)
+            object.__setattr__(self, "schedule", numbers)
         counts = self._counts()
         if counts is not None and (
             len(counts) != len(self._layers()) or min(counts) <= 0 or any(b > a for a, b in pairwise(counts))

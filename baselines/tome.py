@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import brief
 from tokenprune.baselines.scoring import unit, working
 from tokenprune.core.budget import Keep, keep_count
 from tokenprune.core.fields import strategy
@@ -108,8 +109,9 @@ def merge_tokens(state: MergedTokens, matching: Matching) -> MergedTokens:
         return state
     row_of, places = _regrouped(state.x.shape[0], matching)
     size = state.size.new_zeros(places.shape[0]).index_add(0, row_of, state.size)
-    total = state.x.new_zeros((places.shape[0], state.x.shape[1])).index_add(0, row_of, state.x * state.size[:, None])
-    return MergedTokens(total / size[:, None], size, row_of[state.group])
+    share = state.size / size[row_of]  # of each row in its mean; sums of rows could overflow
+    mean = state.x.new_zeros((places.shape[0], state.x.shape[1])).index_add(0, row_of, state.x * share[:, None])
+    return MergedTokens(mean, size, row_of[state.group])
 
 
 def _regrouped(n: int, matching: Matching) -> Merge:
@@ -254,7 +256,7 @@ class ToMe(Merging):
 
     def __post_init__(self) -> None:
         if (self.keep == "schedule") == (self.r is None):
-            raise ValueError(f"ToMe: give either keep or r, got keep={self.keep!r} and r={self.r!r}")
+            raise ValueError(f"ToMe: give either keep or r, got keep={brief(self.keep)} and r={brief(self.r)}")
         if self.r is not None:
             object.__setattr__(self, "r", _checked_r(self.r))
 

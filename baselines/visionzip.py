@@ -120,8 +120,8 @@ def _merge_rest(
     features = states.gather(1, rest[..., None].expand(-1, -1, states.shape[-1]))
     group = (rows[:, others] @ rows[:, places].transpose(1, 2)).argmax(-1)
     member = torch.nn.functional.one_hot(group, contextual).to(features.dtype)
-    size = member.sum(1).clamp_min(1)[..., None]
-    return features[:, places] + (member.transpose(1, 2) @ features[:, others]) / size, rest[:, places]
+    share = member / member.sum(1, keepdim=True).clamp_min(1)  # (b, others, k); a sum of features could overflow
+    return features[:, places] + share.transpose(1, 2) @ features[:, others], rest[:, places]
 
 
 VISION_CLS = Signal("vision_cls", "1 c", FromProjector(lambda seen: seen.states[seen.last], cls=True))

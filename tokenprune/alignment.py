@@ -17,7 +17,8 @@ from tokenprune.core.signals import (
 )
 from tokenprune.core.strategy import EQUIVARIANT, Stage
 from tokenprune.core.tokens import Tokens
-from tokenprune.kernels import squared_distances, top_each
+from tokenprune.core.validity import check_matrix
+from tokenprune.kernels import all_finite, squared_distances, top_each
 from tokenprune.kernels import top_k as top_k
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine"]
@@ -55,10 +56,11 @@ def alignment_score(
         reduce: "mean" over text tokens, or "max": agreement with the best matching one.
 
     Returns:
-        float32 (n,); float64 when `visual` is float64.
+        float32 (n,); float64 when `visual` is float64. No gradient flows through it: it is for choosing.
 
     Raises:
-        ValueError: for an unknown metric or reduce, or an empty text.
+        TypeError: when visual or text is no tensor of floating point numbers.
+        ValueError: for an unknown metric or reduce, an empty text, shapes or devices that differ, NaN or infinity.
 
     Examples:
         >>> visual = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
@@ -67,9 +69,21 @@ def alignment_score(
     """
     check_choice("alignment_score", "metric", metric, get_args(Metric))
     check_choice("alignment_score", "reduce", reduce, get_args(Reduce))
-    if text.shape[0] == 0:
-        raise ValueError("alignment_score: text has no rows; the prompt holds no text token to align with")
-    return _unscaled(*_scaled_scores([visual], [text], metric, reduce))[0]
+    for name, value in (("visual", visual), ("text", text)):
+        check_matrix("alignment_score", name, value)
+        if not value.shape[0]:
+            what = "the prompt holds no text token to align with" if name == "text" else "there is nothing to score"
+            raise ValueError(f"alignment_score: {name} has no rows; {what}")
+    if visual.shape[1] != text.shape[1] or visual.device != text.device:
+        raise ValueError(
+            f"alignment_score: text is {tuple(text.shape)} on {text.device} but visual is {tuple(visual.shape)} on "
+            f"{visual.device}; both must have the language model's width and be on one device"
+        )
+    for name, finite in zip(("visual", "text"), all_finite([visual, text]), strict=True):
+        if not finite:
+            raise ValueError(f"alignment_score: {name} holds NaN or infinity; find where the model makes it")
+    with torch.no_grad():
+        return _unscaled(*_scaled_scores([visual], [text], metric, reduce))[0]
 
 
 def _scaled_scores(

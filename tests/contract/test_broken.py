@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokenprune import EQUIVARIANT, Choice, InDecoder, Keep, PruningStrategy, Stage, Tokens, strategy
+from tokenprune import EQUIVARIANT, PLAIN, Choice, InDecoder, Keep, PruningStrategy, Stage, Tokens, strategy
 from tokenprune.core.signals import TEXT
 from tokenprune.testing import ContractError, check_strategy
 
@@ -198,8 +198,30 @@ class CarriesAGradient(First):
     yields = "extended"
     place = InDecoder(2)
 
+    def _answers(self, batch: Sequence[Tokens]) -> list[Choice]:
+        kept = [torch.arange(self.count(tokens)) for tokens in batch]
+        return [Choice(k, extra=t.visual[:0], scores=t.visual.sum(1)) for k, t in zip(kept, batch, strict=True)]
+
+
+@broken("merges_detached", "a gradient is promised but features carry no gradient")
+class MergesDetached(First):
+    keep: Keep
+    yields = "merged"
+
     def choose(self, tokens: Tokens) -> Choice:
-        return Choice(torch.arange(self.count(tokens)), extra=tokens.visual[:0], scores=tokens.visual.sum(1))
+        indices = torch.arange(self.count(tokens))
+        return Choice(indices, features=tokens.visual.detach()[indices])
+
+
+@broken("denies_its_gradient", "a gradient is not promised but features carry a gradient")
+class DeniesItsGradient(First):
+    keep: Keep
+    yields = "merged"
+    promises = PLAIN - {"differentiable"}
+
+    def _answers(self, batch: Sequence[Tokens]) -> list[Choice]:
+        kept = [torch.arange(self.count(tokens)) for tokens in batch]
+        return [Choice(indices, features=t.visual[indices]) for indices, t in zip(kept, batch, strict=True)]
 
 
 def test_the_right_one_passes() -> None:

@@ -228,6 +228,58 @@ class Row:
         return source
 
 
+class Entering(NamedTuple):
+    """What enters layer 0 of one prompt: embeddings, their columns of the prompt, and the place of each image's."""
+
+    embeds: list[Tensor]
+    columns: list[int]
+    images: list[list[int]]
+
+
+def enter(model: Any, ids: Tensor, features: Sequence[Tensor], before: Sequence[Tensor]) -> Entering:
+    """Put together text and what is kept of each image, column by column."""
+    table = model.get_input_embeddings()
+    found = Entering([], [], [[] for _ in features])
+    image = token = 0
+    for column, value in enumerate(ids.tolist()):
+        if value != model.config.image_token_id:
+            found.embeds.append(table.weight[value])
+            found.columns.append(column)
+            continue
+        if token in before[image].tolist():
+            found.images[image].append(len(found.embeds))
+            found.embeds.append(features[image][token])
+            found.columns.append(column)
+        token += 1
+        if token == len(features[image]):
+            image, token = image + 1, 0
+    return found
+
+
+def run_layers(
+    row: Row, before: Sequence[Tensor], keys: list[int], stages: Sequence[Stage]
+) -> tuple[list[Tensor], list[int]]:
+    """All layers on one sequence, which is left in `row`: original indices per image, columns entering each layer."""
+    decoder, original, lengths = row.decoder, list(before), []
+    attention = keys_before = torch.empty(0)
+    for layer in range(len(decoder.text.layers)):
+        for within in (False, True):
+            if within:
+                lengths.append(len(row.alive))
+                row.x, attention, keys_before = decoder.attend(row.x, layer, row.positions)
+            for stage in (s for s in stages if s.layer == layer and s.within == within):
+                answers = stage.rule(row.view(layer, attention, keys_before, original, keys))
+                source = row.apply(answers, stage.policy)
+                for number, answer in enumerate(answers):
+                    kept_rows, new = answer if isinstance(answer, Answer) else (answer, None)
+                    made = 0 if new is None else len(new)
+                    original[number] = torch.cat([original[number][kept_rows], 1000 + torch.arange(made)])
+                if len(attention) and int(source.max()) < attention.shape[1]:  # nothing made: for a next stage here
+                    attention, keys_before = attention[:, source][:, :, source], keys_before[:, source]
+        row.x = decoder.feed_forward(row.x, layer)
+    return original, lengths
+
+
 @torch.no_grad()
 def expected_row(
     model: Any,
@@ -246,24 +298,8 @@ def expected_row(
     positions are made there.
     """
     decoder, table = Decoder(model), model.get_input_embeddings()
-    columns: list[Tensor] = []
-    places: list[int] = []
-    images: list[list[int]] = [[] for _ in features]
-    image = token = 0
-    for column, value in enumerate(ids.tolist()):
-        if value != model.config.image_token_id:
-            columns.append(table.weight[value])
-            places.append(column)
-            continue
-        if token in before[image].tolist():
-            images[image].append(len(columns))
-            columns.append(features[image][token])
-            places.append(column)
-        token += 1
-        if token == len(features[image]):
-            image, token = image + 1, 0
-    if policy == "compact":
-        places = list(range(len(places)))
+    columns, dense, images = enter(model, ids, features, before)
+    places, following = (dense, len(ids)) if policy == "original" else (list(range(len(dense))), len(dense))
     prompt = len(columns)
     logits: list[Tensor] = []
     chosen: list[int] = []
@@ -271,27 +307,9 @@ def expected_row(
     lengths: list[int] = []
     for step in range(steps):
         x = torch.stack([*columns, *(table.weight[token] for token in chosen)])
-        positions = torch.tensor([*places, *(places[-1] + 1 + i for i in range(step))])
+        positions = torch.tensor([*places, *(following + i for i in range(step))])
         row = Row(decoder, x, positions, prompt, images)
-        original = list(before)
-        lengths = []
-        attention = keys_before = torch.empty(0)
-
-        for layer in range(len(decoder.text.layers)):
-            for within in (False, True):
-                if within:
-                    lengths.append(len(row.alive))
-                    row.x, attention, keys_before = decoder.attend(row.x, layer, row.positions)
-                for stage in (s for s in stages if s.layer == layer and s.within == within):
-                    answers = stage.rule(row.view(layer, attention, keys_before, original, keys))
-                    source = row.apply(answers, stage.policy)
-                    for number, answer in enumerate(answers):
-                        kept_rows, new = answer if isinstance(answer, Answer) else (answer, None)
-                        made = 0 if new is None else len(new)
-                        original[number] = torch.cat([original[number][kept_rows], 1000 + torch.arange(made)])
-                    if len(attention) and int(source.max()) < attention.shape[1]:  # nothing made: for a next stage here
-                        attention, keys_before = attention[:, source][:, :, source], keys_before[:, source]
-            row.x = decoder.feed_forward(row.x, layer)
+        original, lengths = run_layers(row, before, keys, stages)
         kept = original if step == 0 else kept
         logits.append(model.lm_head(decoder.norm(row.x[-1], decoder.text.norm)))
         chosen.append(int(logits[-1].argmax()))
@@ -337,15 +355,9 @@ def check_decoder(
     policy: Positions = "original",
     steps: int = 4,
     tolerance: float = 1e-5,
-    absolute: bool = False,
     **settings: Any,
 ) -> Record:
-    """Greedy generate and a plain forward equal the reference: logits of every step, tokens, kept indices, caches.
-
-    A forward counts padding into positions; with `absolute` it gets those of `generate`, for rules to whom it matters
-    where position 0 is.
-    """
-    places = {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)} if absolute else {}
+    """Greedy generate and a plain forward equal the reference: logits of every step, tokens, kept indices, caches."""
     with prune(model, strategy, positions=positions) as record:
         output = model.generate(
             **inputs,
@@ -356,7 +368,8 @@ def check_decoder(
             **settings,
         )
         generated = list(record.images)
-        forward = model(**inputs, **places).logits.detach()
+        forward = model(**inputs).logits.detach()
+        plain = list(record.calls[-1].images)
     logits = torch.stack(output.logits, dim=1)
     length = inputs["input_ids"].shape[1]
     rows = expected_rows(model, inputs, stages, before=before, policy=policy, steps=steps)
@@ -368,6 +381,7 @@ def check_decoder(
         mine = [image for image in generated if image.prompt == row]
         for image, left in zip(mine, expected.kept, strict=True):
             assert image.indices.tolist() == left[left < 1000].tolist()
+            assert plain[generated.index(image)].indices.tolist() == image.indices.tolist()
             assert image.extra_tokens == int((left >= 1000).sum())
         text = int(inputs["attention_mask"][row].sum()) - 16 * len(mine)
         entering = [sum(counts) + text for counts in zip(*(image.layer_tokens for image in mine), strict=True)]

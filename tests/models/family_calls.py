@@ -237,10 +237,10 @@ def right_padding(family: str, backend: str) -> None:
     assert torch.equal(*new)
 
 
-def compiled(family: str, backend: str) -> None:
+def compiled(family: str, backend: str, inputs: dict[str, Tensor] | None = None) -> None:
     """Decoding steps captured as one graph, as `generate` compiles them on a GPU."""
     model, make_inputs = tiny(family, backend)
-    inputs = make_inputs(BATCHES["padded"])
+    inputs = make_inputs(BATCHES["padded"]) if inputs is None else inputs
     settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
 
     def run() -> Tensor:

@@ -13,7 +13,7 @@ from tokenprune.core.places import Positions
 from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.models import Record, adapter_for
 from tokenprune.testing import reference_logits
-from tokenprune.testing.reference import Forward, additive
+from tokenprune.testing.reference import Forward, additive, closed_places
 from tokenprune.testing.tiny_families import tiny_families, tiny_model
 from tokenprune.testing.tiny_models import MakeInputs
 
@@ -317,13 +317,23 @@ def _staged(
     columns = [c for c in range(len(dense.ids)) if c not in gone]
     table, flat = dense.model.get_input_embeddings(), torch.cat(dense.features) if visual else torch.empty(0)
     embeds = [flat[visual.index(c)] if c in visual else table(dense.ids[c]) for c in columns]
-    places = dense.places()[..., columns]
-    if policy == "compact":
-        places = torch.arange(len(columns)).expand(places.shape)
-    prompt = len(columns)
+    original, prompt = dense.places(), len(columns)
+    images = [image.tolist() for image in whole]
+
+    def placed(kept: Sequence[Tensor], policy: Positions) -> tuple[Tensor, Tensor]:
+        """Positions of all columns and of the first generated token."""
+        if policy == "original":
+            return original, original[..., -1] + 1
+        return closed_places(original, images, [rows.tolist() for rows in kept])
+
+    def following(first: Tensor, count: int) -> Tensor:
+        return first[..., None] + torch.arange(count)
+
     logits: list[Tensor] = []
     for step in range(STEPS):
-        x, here, at = torch.stack(embeds), places, torch.tensor(columns)
+        x, at = torch.stack(embeds), torch.tensor(columns)
+        places, first = placed(entering, policy)
+        here = torch.cat([places[..., columns[:prompt]], following(first, step)], dim=-1)
         kept, lengths, attention = [rows.clone() for rows in entering], [], torch.empty(0)
         for number in range(len(dense.text.layers)):
             for stage in (s for s in stages if s.layer == number):
@@ -337,7 +347,9 @@ def _staged(
                     kept[i] = kept[i][rows]
                 x, here, at = x[stay], here[..., stay], at[stay]
                 if stage.policy == "compact":
-                    here = (here[..., :1] + torch.arange(here.shape[-1])).expand(here.shape)
+                    places, first = placed(kept, "compact")
+                    left = at[at < len(dense.ids)]
+                    here = torch.cat([places[..., left], following(first, step)], dim=-1)
             lengths.append(len(x) - step)
             seen = torch.ones(len(x), len(x), dtype=torch.bool).tril()
             x, attention = dense.layer(number, x, here, dense.seen(seen, at.tolist()))
@@ -347,6 +359,5 @@ def _staged(
         logits.append(dense.model.lm_head(dense.text.norm(x[-1])))
         embeds.append(table(logits[-1].argmax()))
         columns.append(len(dense.ids) + step)
-        places = torch.cat([places, places[..., -1:] + 1], dim=-1)
     assert len(columns) == prompt + STEPS
     return torch.stack(logits), *result

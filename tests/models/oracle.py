@@ -154,9 +154,10 @@ def check_generate(
 
 def traces(model: Any) -> dict[str, Any]:
     """Everything that pruning could leave on a model: hooks, instance attributes, configs, by identity."""
+    own = {"_previous_max_cache_length", "rope_deltas"}  # transformers notes them in every call
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        found[f"{name} attributes"] = {k: id(v) for k, v in vars(module).items() if k != "_previous_max_cache_length"}
+        found[f"{name} attributes"] = {k: id(v) for k, v in vars(module).items() if k not in own}
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs"):
             found[f"{name} {kind}"] = list(getattr(module, kind))
         found[f"{name} config"] = (id(getattr(module, "config", None)), str(getattr(module, "config", None)))

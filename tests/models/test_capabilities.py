@@ -13,6 +13,7 @@ from tokenprune.core import places
 from tokenprune.core import strategy as core
 from tokenprune.core.signals import Signal, signal_named
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, families
+from tokenprune.models.select import fit_strategy
 from tokenprune.testing import tiny_families
 
 ALL = tiny_families()
@@ -50,7 +51,7 @@ def test_places_that_are_not_declared_are_refused_with_the_reason(family: str) -
     adapter = adapter_for(model)
     assert "projector" in adapter.sites
     if "decoder" in adapter.sites:
-        prune(model, probe(place=places.InDecoder(3)))
+        fit_strategy(probe(place=places.InDecoder(3)), adapter)
     else:
         with pytest.raises(UnsupportedError, match=f"because {adapter.reasons['decoder']}"):
             prune(model, probe(place=places.InDecoder(3)))
@@ -70,7 +71,7 @@ def test_declared_signals_are_supplied_and_others_refused(family: str) -> None:
         supplied = [getattr(image, name) is not None for image in tokens]
         # Images in one tile have no tiles, those in several no raster.
         assert all(supplied) or (name in ("tiles", "grid") and "tiles" in adapter.signals), name
-        assert getattr(tokens[0], name) is None or prune(model, probe(needs=(signal_named(name).strict(),)))
+        assert getattr(tokens[0], name) is None or fit_strategy(probe(needs=(signal_named(name).strict(),)), adapter)
     for name in ("cls_attention", "vision_cls", "grid", "project", "tile_grid"):
         if name in adapter.signals:
             continue

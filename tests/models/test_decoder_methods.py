@@ -75,7 +75,6 @@ def test_dart(keep: int, attention: str, cache: str, batch: str) -> None:
         DART(keep),
         stages,
         positions=None,
-        absolute=True,
         cache_implementation=cache,
     )
 
@@ -89,9 +88,7 @@ def test_methods_chain_and_follow_merging() -> None:
         Stage(3, "original", dart_rule(3)),
     ]
     strategy = GridPool(9) >> FastV(7, layer=1) >> PyramidDropStage(5, layer=2) >> DART(3, layer=3)
-    record = check_decoder(
-        model, inputs, strategy, stages, positions=None, before=GridPool(9), policy="compact", absolute=True
-    )
+    record = check_decoder(model, inputs, strategy, stages, positions=None, before=GridPool(9), policy="compact")
     assert all(image.merged and image.tokens_in == 16 for image in record.images)
     assert record.images[0].layer_tokens == (9, 7, 5, 3)
 

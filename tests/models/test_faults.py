@@ -62,10 +62,10 @@ PLACES = [
 
 
 def test_the_places_are_those_that_the_design_names() -> None:
-    projector = {("", "_forward_pre_hooks"), ("model.vision_tower", "_forward_pre_hooks")}
+    projector = {("", "_forward_pre_hooks"), ("", "_forward_hooks"), ("model.vision_tower", "_forward_pre_hooks")}
     assert {place[1:] for place in PLACES if place[0] != "decoder"} == projector
     layers = {(f"model.language_model.layers.{i}", "_forward_pre_hooks") for i in range(LAYERS)}
-    assert {place[1:] for place in PLACES if place[0] == "decoder"} == projector | layers | {("", "_forward_hooks")}
+    assert {place[1:] for place in PLACES if place[0] == "decoder"} == projector | layers
 
 
 @pytest.mark.parametrize("call", CALLS)

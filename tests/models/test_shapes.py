@@ -48,7 +48,8 @@ for family in family_oracle.FAMILIES:
     inputs = make_inputs(["see <0> and [1] there" if videos else "see <0> and <1> there", "no image"])
     for positions in ("original", "compact"):
         family_oracle.check_family(family, "sdpa", inputs, InPickOrder(), positions)
-    build_prompt(adapter, inputs, adapter.encode(inputs, [s for s in declared() if adapter.why_not(s) is None])).tokens()
+    known = [signal for signal in declared() if adapter.why_not(signal) is None]
+    build_prompt(adapter, inputs, adapter.encode(inputs, known)).tokens()
     if "decoder" in adapter.sites:
         with prune(model, "greedy_repmax(keep=0.5) >> pyramiddrop_stage(keep=4, layer=2) >> fastv(keep=3, layer=3)"):
             model.generate(**inputs, max_new_tokens=3, num_beams=2)

@@ -69,10 +69,12 @@ class Merged(NamedTuple):
     keys: Tensor
 
 
-def merged_image(model: Any, pixels: Tensor, merges: list[int], *, proportional: bool = True) -> Merged:
+def merged_image(
+    model: Any, pixels: Tensor, merges: list[int], *, proportional: bool = True, gradient: bool = False
+) -> Merged:
     """One image through the tower with the given merges per layer, then through the projector."""
     tower, config = model.model.vision_tower, model.config
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradient):
         x = tower.embeddings(pixels[None])
         x = tower.pre_layrnorm(x)[0] if hasattr(tower, "pre_layrnorm") else x[0]
         cls = config.vision_feature_select_strategy == "default"
@@ -114,7 +116,7 @@ def _layer(
     attended = attend.out_proj(torch.cat(outputs, dim=-1))
     rows = [Row(row.x + more, row.size, row.place, row.members) for row, more in zip(rows, attended, strict=True)]
     metric = k.mean(1)
-    groups = _groups(metric, count, cls=cls)
+    groups = _groups(metric.detach(), count, cls=cls)
     attention = torch.stack([torch.stack(first)[:, group].sum(1) for group in groups], dim=1)
     keys = torch.stack([sum(metric[i] * rows[i].size for i in g) / sum(rows[i].size for i in g) for g in groups])
     merged = []

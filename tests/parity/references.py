@@ -177,30 +177,79 @@ def prumerge(
             share = max(count, 1) / n
         if not official:
             count = max(count, 1)
-        centres = best(a, count)
-        top_count = len(centres)
-        if plus:
-            end = 575 if official else n
-            if ratio is None:
-                step = int(int(1 / share) / 3)
-                step = step if official else max(step, 1)
-                centres = centres + [i for i in range(0, end, step) if i not in centres]
-            else:
-                step = int(1 / share)
-                more = list(range(int(step / 2), end, step))
-                centres = centres + [i for i in more if official or i not in centres]
-        likeness = cosines(keys, keys)
-        out = []
-        for c in centres:
-            near = best(likeness[c], min(32, n - 1), [i for i in range(n) if i != c])
-            out.append(features[c] + sum((a[i] * features[i] for i in near), np.zeros_like(features[c])))
+        by_attention = best(a, count)
         if official:
-            left = sorted(0 if i in centres else i for i in range(n))[len(centres) :]
+            centres = program_centres(by_attention, n, share, plus=plus, fixed=ratio is not None, images=len(weights))
+            out = program_merge(features, keys, a, centres)
         else:
+            centres = list(by_attention)
+            if plus and ratio is None:
+                step = max(int(int(1 / share) / 3), 1)
+                centres += [i for i in range(0, n, step) if i not in centres]
+            elif plus:
+                step = int(1 / share)
+                centres += [i for i in range(int(step / 2), n, step) if i not in centres]
+            likeness = cosines(keys, keys)
+            out = []
+            for c in centres:
+                near = best(likeness[c], min(32, n - 1), [i for i in range(n) if i != c])
+                out.append(features[c] + sum((a[i] * features[i] for i in near), np.zeros_like(features[c])))
             left = [i for i in range(n) if i not in centres]
-        out.append(sum((a[i] * features[i] for i in left), np.zeros_like(features[0])))
-        results.append((np.stack(out), np.array(centres, dtype=np.int64), top_count, share))
+            out.append(sum((a[i] * features[i] for i in left), np.zeros_like(features[0])))
+        results.append((np.stack(out), np.array(centres, dtype=np.int64), len(by_attention), share))
     return results
+
+
+def program_centres(
+    by_attention: list[int], n: int, share: float, *, plus: bool, fixed: bool, images: int
+) -> list[int]:
+    """The list of centres that PruMerge's program makes of one image; ValueError where it stops."""
+    if not plus:
+        return by_attention
+    if not fixed and images > 1:
+        raise ValueError("the raster of counted outliers is one list, which cannot be joined to several images")
+    if share == 0:
+        raise ZeroDivisionError("1 / share")
+    step = int(1 / share) if fixed else int(int(1 / share) / 3)
+    if step == 0:
+        raise ValueError("a raster of step 0")
+    raster = []
+    place = int(step / 2) if fixed else 0
+    while place < 575:
+        raster.append(place)
+        place += step
+    if fixed and len(raster) != len(by_attention):
+        raise ValueError("the program's list has twice as many places as there are centres by attention")
+    centres = list(by_attention)
+    for place in raster:
+        if place >= n:
+            raise ValueError("no such patch")
+        if fixed or place not in by_attention:
+            centres.append(place)
+    return centres
+
+
+def program_merge(features: Array, keys: Array, a: Array, centres: list[int]) -> list[Array]:
+    """PruMerge's program on one image: a token for each entry of the list of centres, then the last one."""
+    n = len(features)
+    numbers = list(range(n))
+    for c in centres:
+        numbers[c] = 0
+    complement = sorted(numbers)[len(centres) :]
+    likeness = cosines(keys, keys)
+    out = []
+    for position, c in enumerate(centres):
+        pool = centres[:position] + centres[position + 1 :] + complement
+        if len(pool) < 32:
+            raise ValueError("fewer than 32 candidates")
+        token = features[c].copy()
+        for place in best(np.array([likeness[c][other] for other in pool]), 32):
+            token += a[pool[place]] * features[pool[place]]
+        out.append(token)
+    last = np.zeros_like(features[0])
+    for i in complement:
+        last += a[i] * features[i]
+    return [*out, last]
 
 
 def hired(cls_attention: Array, keep: int) -> Array:

@@ -14,6 +14,7 @@ import torch
 from tests.parity import references
 from tests.parity.replay import Array, Cores
 from tokenprune.baselines import vtw
+from tokenprune.baselines.prumerge import raster_centres
 
 CORES = Cores(torch.float64)
 SEEDS = pytest.mark.parametrize("seed", range(5))
@@ -186,19 +187,65 @@ def test_prumerge(seed: int) -> None:
             agree("prumerge", *inputs, plus=plus)
             agree("prumerge", *inputs, ratio=0.125, plus=plus)
         agree("prumerge", *inputs, ratio=1.0)
-        agree("prumerge", *inputs, official=True)
+        if n > 32:
+            agree("prumerge", *inputs, official=True)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("n", "ratio"), [(576, 0.125), (576, 0.25), (576, 0.0625), (575, 0.2)])
+def test_prumerge_plus_with_a_fixed_share_as_the_program_does_it(n: int, ratio: float, batch: int) -> None:
+    inputs = prumerge_inputs(draw(batch), batch, n)
+    agree("prumerge", *inputs, ratio=ratio, plus=True, official=True)
+    repeated = CORES.prumerge(*inputs, ratio=ratio, plus=True, official=True)[0][1].tolist()
+    assert len(set(repeated)) < len(repeated)  # the program repeats some
+    once = CORES.prumerge(*inputs, ratio=ratio, plus=True)[0][1].tolist()
+    assert len(set(once)) == len(once)
+
+
+def test_a_repeated_centre_of_the_program_is_a_neighbour_of_itself() -> None:
+    """Orthogonal keys, equal weights, patch 1 twice: of the others the first in the list, which misses patch 0."""
+    features, weights = 2.0 ** np.arange(6)[:, None], np.full(6, 0.5)
+    out = CORES.merge_neighbours(features, np.eye(6), weights, np.array([1, 4, 1]), neighbours=2, official=True)
+    # The list: 1, 4, 1, then 2, 3, 5 (0 is missed). Of each entry: itself again if it repeats, then the earliest.
+    assert out.flatten().tolist() == [2 + 0.5 * (2 + 16), 16 + 0.5 * (2 + 2), 2 + 0.5 * (2 + 16), 0.5 * (4 + 8 + 32)]
+    out = CORES.merge_neighbours(features, np.eye(6), weights, np.array([1, 4]), neighbours=2)
+    assert out.flatten().tolist() == [2 + 0.5 * (1 + 4), 16 + 0.5 * (1 + 2), 0.5 * (1 + 4 + 8 + 32)]
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "named", "words"),
+    [
+        (32, 1, {}, ["32 patches", "32 neighbours", "33"]),
+        (32, 1, {"ratio": 0.5}, ["32 patches", "32 neighbours"]),
+        (32, 3, {}, ["32 patches"]),
+        (20, 1, {"plus": True}, ["20 patches", "raster"]),
+        (560, 1, {"plus": True, "ratio": 0.125}, ["560 patches", "raster"]),
+        (600, 1, {"plus": True, "ratio": 0.125}, ["75", "72", "ratio"]),
+        (576, 1, {"plus": True, "ratio": 0.3}, ["172", "192", "ratio"]),
+        (576, 2, {"plus": True}, ["one image", "2"]),
+    ],
+)
+def test_where_the_program_of_prumerge_stops(n: int, batch: int, named: dict[str, Any], words: list[str]) -> None:
+    inputs = prumerge_inputs(draw(1), batch, n)
+    with pytest.raises(ValueError, match="."):
+        references.prumerge(*inputs, official=True, **named)
+    with pytest.raises(ValueError, match="leave official out") as caught:
+        CORES.prumerge(*inputs, official=True, **named)
+    for word in ["prumerge", *words]:
+        assert word in str(caught.value)
+    agree("prumerge", *inputs, **named)
+
+
+def test_the_raster_of_prumerges_program_never_stands_still() -> None:
+    with pytest.raises(ValueError, match=r"share of 0\.4 .* step of 0"):
+        raster_centres(576, 0.4, fixed=False, official=True)
+    assert raster_centres(576, 0.4, fixed=False) == list(range(576))
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("n", [576, 600])
-def test_prumerge_plus_as_the_program_does_it(seed: int, n: int) -> None:
-    inputs = prumerge_inputs(draw(seed), 1, n)
-    agree("prumerge", *inputs, plus=True, official=True)
-    agree("prumerge", *inputs, ratio=0.125, plus=True, official=True)
-    centres = CORES.prumerge(*inputs, ratio=0.125, plus=True, official=True)[0][1]
-    assert len(set(centres.tolist())) < len(centres)  # the program repeats some
-    centres = CORES.prumerge(*inputs, ratio=0.125, plus=True)[0][1]
-    assert len(set(centres.tolist())) == len(centres)
+def test_prumerge_plus_as_the_program_counts_outliers(seed: int, n: int) -> None:
+    agree("prumerge", *prumerge_inputs(draw(seed), 1, n), plus=True, official=True)
 
 
 def test_prumerge_without_outliers_keeps_a_centre() -> None:

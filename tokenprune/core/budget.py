@@ -6,6 +6,8 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Annotated, TypeAlias
 
+from tokenprune.arguments import LARGEST, brief
+
 
 def check_keep(keep: object, *, owner: str, parameter: str = "keep") -> int | float:
     """Return `keep` as a plain int or float, or raise an error that names owner, parameter and value.
@@ -31,10 +33,12 @@ def check_keep(keep: object, *, owner: str, parameter: str = "keep") -> int | fl
     """
     wanted = f"{owner}: {parameter} must be a positive int (tokens) or a float in (0, 1] (share)"
     if isinstance(keep, bool) or not isinstance(keep, Real):
-        raise TypeError(f"{wanted}, got {keep!r} of type {type(keep).__name__}")
+        raise TypeError(f"{wanted}, got {brief(keep)} of type {type(keep).__name__}")
     if isinstance(keep, Integral):
         if keep <= 0:
-            raise ValueError(f"{wanted}, got {int(keep)}; at least one token is always kept")
+            raise ValueError(f"{wanted}, got {brief(int(keep))}; at least one token is always kept")
+        if int(keep) >= LARGEST:
+            raise ValueError(f"{wanted} below 2**53, got {brief(int(keep))}; write 1.0 to keep every token")
         return int(keep)
     share = float(keep)
     if not 0.0 < share <= 1.0:  # also catches NaN

@@ -6,7 +6,6 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 
 from tokenprune.core.places import InTower, Place, order_of, show_place
-from tokenprune.core.selection import Choice
 from tokenprune.core.signals import GRID, WHOLE_IMAGE, FromDecoder, FromInputs, FromStates, Signal
 from tokenprune.core.tokens import Tokens
 from tokenprune.kernels.finite import all_finite
@@ -45,74 +44,6 @@ def check_images(owner: str, needs: Sequence[Signal], batch: Sequence[Tokens]) -
     if not all(verdicts):
         bad = names[verdicts.index(False)]
         raise ValueError(f"{owner}: Tokens.{bad} holds NaN or infinity; find where the model makes it")
-
-
-def check_form(owner: str, yields: Yields, tokens: Tokens, choice: Choice, requested: int | None) -> None:
-    """Raise unless an answer has the right kind and size: all that can be seen without reading from the device."""
-    if not isinstance(choice, Choice):
-        raise RuntimeError(
-            f"{owner}: must answer a Choice, got {type(choice).__name__}; write Choice.top(scores, count)"
-        )
-    indices = choice.indices
-    if indices.dtype != torch.int64 or indices.ndim != 1:
-        raise RuntimeError(f"{owner}: indices must be int64 (k,), got {indices.dtype} {tuple(indices.shape)}")
-    if indices.device != tokens.visual.device:
-        raise RuntimeError(f"{owner}: indices are on {indices.device}, the tokens on {tokens.visual.device}")
-    k = indices.shape[0]
-    if (k == 0) != (yields == "nothing") or (requested is not None and k != min(requested, tokens.n)):
-        raise RuntimeError(f"{owner}: kept {k} of {tokens.n} tokens, but {requested} were asked for")
-    for name, made, wanted in (
-        ("features", choice.features, yields == "merged"),
-        ("extra", choice.extra, yields == "extended"),
-    ):
-        if wanted != (made is not None):
-            raise RuntimeError(
-                f"{owner}: yields {yields!r} but {name} are {'given' if made is not None else 'missing'}"
-            )
-        if made is None:
-            continue
-        rows = k if name == "features" else made.shape[0]
-        if made.shape != (rows, tokens.visual.shape[1]) or made.dtype != tokens.visual.dtype:
-            raise RuntimeError(
-                f"{owner}: {name} must be {tokens.visual.dtype} ({rows}, {tokens.visual.shape[1]}), "
-                f"got {made.dtype} {tuple(made.shape)}"
-            )
-
-
-def check_made(owner: str, choices: Sequence[Choice]) -> None:
-    """Raise when a new token vector is NaN or infinite; one transfer from the device for the whole batch.
-
-    Raises:
-        ValueError: naming the owner.
-    """
-    made = [part for choice in choices for part in (choice.features, choice.extra) if part is not None]
-    if made and not all(all_finite([part.detach() for part in made])):
-        raise ValueError(
-            f"{owner}: a token that it made holds NaN or infinity, although the tokens that came do not: their sum may "
-            f"leave the range of {made[0].dtype}; load the model in bfloat16 or float32"
-        )
-
-
-def check_rows(owner: str, ascending: bool, batch: Sequence[Tokens], choices: Sequence[Choice]) -> None:
-    """Raise unless indices are rows, unique, and in order where promised; one transfer for the whole batch."""
-    groups: dict[tuple[int, int, torch.device], list[int]] = {}
-    for i, (tokens, choice) in enumerate(zip(batch, choices, strict=True)):
-        if choice.indices.shape[0]:  # a stage that yields nothing keeps none
-            groups.setdefault((tokens.n, choice.indices.shape[0], choice.indices.device), []).append(i)
-    verdicts = []
-    for (n, *_), members in groups.items():
-        rows = torch.stack([choices[i].indices for i in members])  # (images, k)
-        rows = rows if ascending else rows.sort(dim=1).values
-        good = (rows[:, 0] >= 0) & (rows[:, -1] < n) & (rows[:, 1:] > rows[:, :-1]).all(1)
-        verdicts.append(good.all())
-    if not verdicts or torch.stack([good.to(verdicts[0].device) for good in verdicts]).all().item():
-        return
-    what = "ascending, unique and" if ascending else "unique and"
-    for tokens, choice in zip(batch, choices, strict=True):
-        kept = choice.indices.tolist()
-        right = sorted(set(kept)) == (kept if ascending else sorted(kept))
-        if not right or (kept and (min(kept) < 0 or max(kept) >= tokens.n)):
-            raise RuntimeError(f"{owner}: indices must be {what} in [0, {tokens.n}), got {kept[:12]}")
 
 
 @runtime_checkable

@@ -4,7 +4,6 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, Field, dataclass, field, fields
-from itertools import pairwise
 from typing import (
     Annotated,
     Any,
@@ -13,12 +12,15 @@ from typing import (
     TypeAlias,
     TypeVar,
     Union,
+    cast,
     dataclass_transform,
     get_args,
     get_origin,
     get_type_hints,
 )
 
+from tokenprune import arguments
+from tokenprune.arguments import LARGEST, brief
 from tokenprune.core import registry
 
 T = TypeVar("T")
@@ -29,46 +31,39 @@ def check_layer(value: object, *, owner: str, parameter: str = "layer") -> int:
     """Return a decoder layer, or raise an error that names owner, parameter and value."""
     wanted = f"{owner}: {parameter} must be an int of at least 1 (the first decoder layer with fewer tokens)"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{wanted}, got {value}; to drop before the language model choose a strategy that acts there")
+        raise TypeError(f"{wanted}, got {brief(value)} of type {type(value).__name__}")
+    if not 1 <= value < LARGEST:
+        way_out = "; to drop before the language model choose a strategy that acts there" if value < 1 else ""
+        raise ValueError(f"{wanted}, got {brief(value)}{way_out}")
     return value
 
 
 def check_count(value: object, *, owner: str, parameter: str) -> int:
     """Return an int of 0 or more, or raise an error that names owner, parameter and value."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{owner}: {parameter} must be an int, got {value!r} of type {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{owner}: {parameter} must be 0 or more, got {value}")
-    return value
+    arguments.check_int(owner, parameter, value)
+    return cast("int", value)
+
+
+def check_seed(value: object, *, owner: str, parameter: str = "seed") -> int:
+    """Return an int that NumPy's and torch's generators take, or raise an error that names owner and value."""
+    arguments.check_int(owner, parameter, value, below=2**63)
+    return cast("int", value)
 
 
 def check_share(value: object, *, owner: str, parameter: str) -> float:
     """Return a number in [0, 1], or raise an error that names owner, parameter and value."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"{owner}: {parameter} must be a number in [0, 1], got {value!r} of type {type(value).__name__}"
-        )
-    if not 0 <= value <= 1:  # also catches NaN
-        raise ValueError(f"{owner}: {parameter} must be in [0, 1], got {value}")
-    return value
+    return arguments.check_real(owner, parameter, value, 0, 1)
 
 
 def check_layers(value: object, *, owner: str, parameter: str = "layers") -> tuple[int, ...]:
     """Return ascending decoder layers as a tuple, or raise an error that names owner, parameter and value."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise TypeError(f"{owner}: {parameter} must be a tuple of ints such as (8, 16, 24), got {value!r}")
-    layers = tuple(check_layer(layer, owner=owner, parameter=parameter) for layer in value)
-    if any(later <= earlier for earlier, later in pairwise(layers)):
-        raise ValueError(f"{owner}: {parameter} must ascend, got {layers}")
-    return layers
+    return arguments.check_layers(owner, value, example=(8, 16, 24), parameter=parameter)
 
 
 def check_choice(owner: str, parameter: str, value: object, choices: Sequence[str]) -> None:
     """Raise a ValueError that names owner, parameter, value and the choices, unless `value` is one of them."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{owner}: {parameter} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{owner}: {parameter} must be one of {', '.join(map(repr, choices))}, got {brief(value)}")
 
 
 Layer: TypeAlias = Annotated[int, check_layer]
@@ -77,6 +72,8 @@ Layers: TypeAlias = Annotated[tuple[int, ...], check_layers]
 """Such layers, ascending; a list becomes a tuple."""
 Count: TypeAlias = Annotated[int, check_count]
 """An int of 0 or more."""
+Seed: TypeAlias = Annotated[int, check_seed]
+"""An int from 0 to 2^63 - 1."""
 Share: TypeAlias = Annotated[float, check_share]
 """A number in [0, 1]."""
 
@@ -172,20 +169,26 @@ def check_value(annotation: Any, value: Any, *, owner: str, parameter: str) -> A
     kinds = [option for option in options if isinstance(option, type) and option is not type(None)]
     open_ended = len(kinds) < len([o for o in options if o is not type(None) and get_origin(o) is not Literal])
     if open_ended or any(_is_a(value, kind) for kind in kinds):
-        return value
+        return _built_in(value)
     if words and not kinds:
         check_choice(owner, parameter, value, words)
     others = " or ".join(f"{'an' if kind is int else 'a'} {kind.__name__}" for kind in kinds)
     if words and isinstance(value, str):
         names = ", ".join(map(repr, words))
-        raise ValueError(f"{owner}: {parameter} must be one of {names} or {others}, got {value!r}")
-    raise TypeError(f"{owner}: {parameter} must be {others}, got {value!r} of type {type(value).__name__}")
+        raise ValueError(f"{owner}: {parameter} must be one of {names} or {others}, got {brief(value)}")
+    raise TypeError(f"{owner}: {parameter} must be {others}, got {brief(value)} of type {type(value).__name__}")
 
 
 def _is_a(value: object, kind: type) -> bool:
     if kind in (int, float):
         return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     return isinstance(value, kind)
+
+
+def _built_in(value: Any) -> Any:  # noqa: ANN401
+    """The same number or string as Python's own: others have a text form that `parse` does not read."""
+    own = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), type(value))
+    return value if type(value) is own else own(value)
 
 
 def _is_class_var(annotation: object) -> bool:

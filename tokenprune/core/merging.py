@@ -54,11 +54,12 @@ class TowerState:
         return cls(x=x, size=size, place=place, grid=grid)
 
     def merged(self, merge: Merge) -> "TowerState":
-        """States averaged by size in float32, sizes added; rows that stay alone keep their bits."""
+        """States averaged by size in float32 (float64 stays), sizes added; rows that stay alone keep their bits."""
         count = merge.place.shape[0]
         size = self.size.new_zeros(count).index_add(0, merge.row_of, self.size)
-        weighted = self.x.float() * self.size[:, None]
-        mean = weighted.new_zeros((count, self.x.shape[1])).index_add(0, merge.row_of, weighted) / size[:, None]
+        share = self.size / size[merge.row_of]  # of each row in its mean; sums of rows could overflow
+        weighted = (self.x if self.x.dtype == torch.float64 else self.x.float()) * share[:, None]
+        mean = weighted.new_zeros((count, self.x.shape[1])).index_add(0, merge.row_of, weighted)
         alone = size == self.size[merge.place]
         x = torch.where(alone[:, None], self.x[merge.place], mean.to(self.x.dtype))
         return TowerState(x=x, size=size, place=self.place[merge.place], grid=self.grid)

@@ -74,8 +74,8 @@ def _after(stage: Runnable, tokens: Tokens, selection: Selection) -> Tokens:
     """The image as the next stage gets it."""
     if isinstance(stage.place, InTower) and selection.features is not None:
         # Signals are read after the merging, so they are those of the merged tokens.
-        return replace(tokens.take(selection.indices), visual=selection.features)
-    return tokens.take(selection.indices, features=selection.features)
+        return replace(tokens.take_sound(selection.indices), visual=selection.features)
+    return tokens.take_sound(selection.indices, features=selection.features)
 
 
 def _sizes(last: Selection, tokens: Tokens) -> Tensor | None:

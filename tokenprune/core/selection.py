@@ -1,12 +1,15 @@
 """`Choice`, what a stage decides about one image, and `Selection`, a choice that has been checked and counted."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.kernels import top_k
+
+_C = TypeVar("_C", bound="Choice")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,6 +71,17 @@ class Choice:
             tensor([0, 2])
         """
         return cls(order.sort().values, order=order)
+
+    def detached(self: _C, *, notes_only: bool = False) -> _C:
+        """Return the same choice as plain numbers; itself when no gradient flows through it anyway.
+
+        Args:
+            notes_only: leave `features` and `extra` as they are.
+        """
+        names = ("scores", "sizes") if notes_only else ("features", "extra", "scores", "sizes")
+        values = {name: getattr(self, name) for name in names}
+        found = {k: value.detach() for k, value in values.items() if isinstance(value, Tensor) and value.requires_grad}
+        return replace(self, **found) if found else self
 
     @classmethod
     def everything(cls, visual: Float[Tensor, "n d"], *, merges: bool = False) -> "Choice":

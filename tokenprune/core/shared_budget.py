@@ -230,7 +230,7 @@ class PromptBudget(Wrapper):
 
     def choose_batch(self, batch: Sequence[Tokens]) -> list[Choice]:
         """Let the strategy choose with each image's count."""
-        counts = self.counts(batch)
+        counts = self.counts([tokens.detached() for tokens in batch])
         found: dict[int, Choice] = {}
         for count in sorted(set(counts)):  # images with the same count are chosen from together
             members = [i for i, mine in enumerate(counts) if mine == count]

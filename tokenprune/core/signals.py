@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.arguments import LARGEST, brief
+
 
 class _Required:
     def __repr__(self) -> str:
@@ -263,27 +265,38 @@ class Signal:
         return self.name
 
 
-def _int(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        return f"must be an int, got {value!r} of type {type(value).__name__}"
-    return None
-
-
 def _key(value: object) -> str | None:
-    wrong = _int(value)
-    if wrong is None and isinstance(value, int) and not -(2**63) <= value < 2**64:
-        return f"must fit into 64 bits, got {value}"
-    return wrong
-
-
-def _pair(value: object) -> str | None:
-    if not isinstance(value, tuple) or len(value) != 2 or any(_int(side) or side < 1 for side in value):
-        return f"must be (rows, columns), two ints of at least 1, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        what = f"got {brief(value)} of type {type(value).__name__}; convert it with int()"
+        return f"must be None or an int that identifies the image, {what}"
     return None
+
+
+def _count(value: object) -> str | None:
+    wanted = "must be None or an int of at least 0"
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f"{wanted}, got {brief(value)} of type {type(value).__name__}; convert it with int()"
+    return None if 0 <= value < LARGEST else f"{wanted} and below 2**53, got {brief(value)}"
+
+
+def wrong_pair(value: object) -> str | None:
+    """Say what is wrong with a value that must be a tuple of two positive ints, or None."""
+    wanted = "must be a tuple (rows, columns) of two positive ints"
+    if not isinstance(value, tuple) or any(isinstance(part, bool) or not isinstance(part, int) for part in value):
+        return f"{wanted}, got {brief(value)} of type {type(value).__name__}"
+    if len(value) != 2 or not all(0 < part < LARGEST for part in value):
+        return f"{wanted}, got {brief(value)}"
+    return None
+
+
+def _rows(value: Tensor) -> str | None:
+    return None if value.shape[0] else "has no rows; give one for each segment of the prompt, or None"
 
 
 def _callable(value: object) -> str | None:
-    return None if callable(value) else f"must be a function of a tensor, got {value!r} of type {type(value).__name__}"
+    if callable(value):
+        return None
+    return f"must be a function of a tensor, got {brief(value)} of type {type(value).__name__}"
 
 
 TEXT = Signal("text", "m d")
@@ -300,13 +313,13 @@ FIELDS = frozenset({TEXT, QUESTION, GRID, WHOLE_IMAGE})
 IMAGE_KEY = Signal("key", "", default=0, check=_key, example=lambda n, seed: seed)
 """An int that identifies the image and nothing else (not its batch, order or dtype), so that a seeded random strategy
 draws differently for different images yet the same in any batch."""
-PROMPT_NUMBER = Signal("prompt", "", default=None, check=_int)
+PROMPT_NUMBER = Signal("prompt", "", default=None, check=_count)
 """Which prompt of the batch the image belongs to, for budgets that the images of a prompt share."""
 TILES = Signal("tiles", "n", default=None, dtype=torch.int64, example=lambda n, seed: torch.arange(n) * 3 // n)
 """For images that the model sees in tiles: number of each token's tile. Tile 0 is the whole image (where the model
 makes one), 1, 2, ... its parts in raster order; for a video they are its frames, from 0. Tokens that end a row of
 tokens and show nothing (newlines) have -1."""
-TILE_GRID = Signal("tile_grid", "", default=None, check=_pair, example=lambda n, seed: (1, 2))
+TILE_GRID = Signal("tile_grid", "", default=None, check=wrong_pair, example=lambda n, seed: (1, 2))
 """(rows, columns) of the tiles 1, 2, ..."""
 
 _CLS_ROW = FromTower("used", lambda seen: seen.rows(seen.last)[:, 0], cls=True)
@@ -320,7 +333,7 @@ PROJECT = Signal("project", "", check=_callable, example=lambda n, seed: torch.t
 """The model's projector, a function of rows like those of `VISION_STATES`; for methods that merge before it."""
 CLIP_VISUAL = Signal("clip_visual", "n clip")
 """Each token's `VISION_STATES` row carried into CLIP's joint space (final layer norm, projection), not normalised."""
-CLIP_TEXT = Signal("clip_text", "_ clip")
+CLIP_TEXT = Signal("clip_text", "_ clip", check=_rows)
 """CLIP text embeddings of the prompt, one row per segment, not normalised."""
 TOWER_SIZE = Signal("tower_size", "1 n", default=None, merged="sum")
 """After a vision tower that merged patches: how many each token is made of, 0 for those that went into another."""

@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenprune.core import registry
+from tokenprune.core.answering import answers
+from tokenprune.core.answers import check_answers
 from tokenprune.core.budget import Keep, check_keep, keep_count
-from tokenprune.core.checks import Yields, check_form, check_images, check_made, check_order, check_rows
+from tokenprune.core.checks import Yields, check_images, check_order
 from tokenprune.core.configured import Configured
 from tokenprune.core.places import BeforeDecoder, InDecoder, Place
 from tokenprune.core.running import run_stages
@@ -125,6 +127,7 @@ class PruningStrategy(Configured, ABC):
         Raises:
             TypeError: when `tokens` is no `Tokens`.
             ValueError: when a signal is missing, or a tensor holds NaN or infinity.
+            NotFiniteError: when the method made token vectors that hold NaN or infinity; it is a ValueError, too.
             RuntimeError: when the method broke its own contract (a bug in the strategy, not in the call).
         """
         return self.select_batch([tokens])[0]
@@ -244,24 +247,16 @@ class Stage(PruningStrategy):
     def run(self, batch: Sequence[Tokens]) -> list[Selection]:
         """Choose, and check the answers."""
         owner, requested = type(self).__name__, [self.requested(tokens) for tokens in batch]
-        choices = self._answers(batch)
-        if len(choices) != len(batch):
-            raise RuntimeError(f"{owner}: answered {len(choices)} times for {len(batch)} images")
-        for tokens, choice, wanted in zip(batch, choices, requested, strict=True):
-            check_form(owner, self.yields, tokens, choice, wanted)
-        check_rows(owner, "ascending" in self.promises, batch, choices)
-        if self.yields in ("merged", "extended"):
-            check_made(owner, choices)
+        given = self._answers(batch)
+        choices = check_answers(owner, self.yields, batch, given, requested, ascending="ascending" in self.promises)
         return [
             Selection.of(choice, total=tokens.n, requested=wanted)
             for tokens, choice, wanted in zip(batch, choices, requested, strict=True)
         ]
 
     def _answers(self, batch: Sequence[Tokens]) -> list[Choice]:
-        """The method itself. Only vectors that it makes are connected to what they are made of, in training."""
         makes = self.yields in ("merged", "extended") and "differentiable" in self.promises
-        with torch.set_grad_enabled(makes and torch.is_grad_enabled()):
-            return self.choose_batch(batch)
+        return answers(self.choose_batch, batch, makes=makes)
 
     @classmethod
     def _check_class(cls) -> None:

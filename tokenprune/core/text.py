@@ -1,10 +1,12 @@
 """`parse`: from text to a strategy; and what tables say of a class."""
 
 import ast
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, cast
 
+from tokenprune.arguments import brief
 from tokenprune.core import registry
 from tokenprune.core.budget import Keep, check_keep
 from tokenprune.core.strategy import Pipeline, PruningStrategy
@@ -51,10 +53,10 @@ def parse(text: str, *, keep: Keep | None = None, seed: int | None = None, known
     """
     fill = _Fill(None if keep is None else check_keep(keep, owner="parse"), seed)
     tree = read(text)
-    stages = list(split(tree))
-    built = [_build(stage, text, known, fill._replace(keep=None)) for stage in stages[:-1]]
-    built.append(_build(stages[-1], text, known, fill))
-    return built[0] if len(built) == 1 else Pipeline(built)
+    try:
+        return _build(tree, text, known, fill)
+    except (RecursionError, MemoryError):
+        raise _too_deep(text) from None
 
 
 def read(text: str) -> ast.expr:
@@ -65,20 +67,36 @@ def read(text: str) -> ast.expr:
         ValueError: when it is no expression.
     """
     if not isinstance(text, str):
-        raise TypeError(f"parse: text must be a str, got {text!r} of type {type(text).__name__}")
+        raise TypeError(f"parse: text must be a str, got {brief(text, 300)} of type {type(text).__name__}")
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python about its own syntax: this is data
+            return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise ValueError(f"parse: cannot read {text!r}: {error.msg} (column {error.offset})") from None
+        raise ValueError(f"parse: cannot read {brief(text, 300)}: {error.msg} (column {error.offset})") from None
+    except (RecursionError, MemoryError):
+        raise _too_deep(text) from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"parse: cannot read {brief(text, 300)}: {error.reason} (column {error.start + 1})") from None
 
 
-def split(tree: ast.expr) -> Iterator[ast.expr]:
-    """Split a tree at `>>`."""
-    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
-        yield from split(tree.left)
-        yield from split(tree.right)
-    else:
-        yield tree
+def _too_deep(text: str) -> ValueError:
+    return ValueError(
+        f"parse: {brief(text, 300)} is nested too deeply, in {len(text)} characters; write stages side by side and "
+        "without needless parentheses"
+    )
+
+
+def split(tree: ast.expr) -> list[ast.expr]:
+    """Split a tree at `>>`; a chain of any length is one level deep."""
+    parts, waiting = list[ast.expr](), [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
+            waiting += [node.left, node.right]
+        else:
+            parts.append(node)
+    return parts[::-1]
 
 
 def open_arguments(text: str, *, known: Known = None) -> tuple[bool, bool, bool]:
@@ -92,7 +110,7 @@ def open_arguments(text: str, *, known: Known = None) -> tuple[bool, bool, bool]
         >>> open_arguments("mi_alignment(keep=0.8) >> random"), open_arguments("vtw(layer=2)")
         ((True, True, True), (False, False, False))
     """
-    stages = list(split(read(text)))
+    stages = split(read(text))
     seeds = [_opens(stage, "seed", text, known) for stage in stages]
     opened, last = _opens(stages[-1], "keep", text, known), _call(stages[-1], text, bare=True)[0]
     return opened or "keep" in _names(registry.find(last, known)), opened, any(seeds)
@@ -136,10 +154,10 @@ def _written(cls: type, name: str, positional: int, given: Mapping[str | None, o
 
 
 def _build(node: ast.expr, text: str, known: Known, fill: _Fill) -> PruningStrategy:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
-        left, right = list(split(node))[:-1], list(split(node))[-1]
-        parts = [_build(part, text, known, fill._replace(keep=None)) for part in left]
-        return Pipeline([*parts, _build(right, text, known, fill)])
+    *earlier, node = split(node)
+    if earlier:
+        parts = [_build(part, text, known, fill._replace(keep=None)) for part in earlier]
+        return Pipeline([*parts, _build(node, text, known, fill)])
     called, arguments, keywords = _call(node, text, bare=fill.open)
     cls = registry.find(called, known)
     names, given = _names(cls), {word.arg: cast("object", word.value) for word in keywords}
@@ -148,8 +166,8 @@ def _build(node: ast.expr, text: str, known: Known, fill: _Fill) -> PruningStrat
     if "keep" in names:
         if fill.keep is not None and _written(cls, "keep", len(arguments), given):
             raise ValueError(
-                f"{text!r}: the last stage's keep is filled in per budget; leave it out here, write other arguments by "
-                "name and give budgets with --keep"
+                f"{brief(text, 300)}: the last stage's keep is filled in per budget; leave it out here, write other "
+                "arguments by name and give budgets with --keep"
             )
         if fill.keep is not None:
             filled["keep"] = fill.keep
@@ -159,18 +177,22 @@ def _build(node: ast.expr, text: str, known: Known, fill: _Fill) -> PruningStrat
     values = [_value(argument, text, known, inner) for argument in arguments]
     for word in keywords:
         if word.arg is None:
-            raise ValueError(f"parse: ** is not allowed in {text!r}; write the arguments out")
+            raise ValueError(f"parse: ** is not allowed in {brief(text, 300)}; write the arguments out")
+        if word.arg in filled:
+            raise ValueError(f"parse: {word.arg} is given twice in {brief(text, 300)}; write it once")
         filled[word.arg] = _value(word.value, text, known, inner)
     if inner.keep is not None and not any(isinstance(value, PruningStrategy) for value in (*values, *filled.values())):
         raise ValueError(
-            f"{text!r}: the last stage has no `keep`, so no budget can be put in; choose another last stage"
+            f"{brief(text, 300)}: the last stage has no `keep`, so no budget can be put in; choose another last stage"
         )
     try:
         built: PruningStrategy = cls(*values, **filled)
     except TypeError as error:
         if "__init__()" not in str(error):
             raise
-        raise TypeError(f"parse: {str(error).replace('__init__()', '').replace('  ', ' ')} in {text!r}") from None
+        raise TypeError(
+            f"parse: {str(error).replace('__init__()', '').replace('  ', ' ')} in {brief(text, 300)}"
+        ) from None
     return built
 
 
@@ -180,7 +202,7 @@ def _call(node: ast.expr, text: str, *, bare: bool) -> tuple[str, list[ast.expr]
     if bare and isinstance(node, ast.Name):
         return node.id, [], []
     shown = ast.get_source_segment(text.strip(), node) or text
-    raise ValueError(f"parse: expected a call like greedy_repmax(keep=64), got {shown!r} in {text!r}")
+    raise ValueError(f"parse: expected a call like greedy_repmax(keep=64), got {brief(shown)} in {brief(text, 300)}")
 
 
 def _value(node: ast.expr, text: str, known: Known, fill: _Fill) -> Any:  # noqa: ANN401
@@ -188,9 +210,9 @@ def _value(node: ast.expr, text: str, known: Known, fill: _Fill) -> Any:  # noqa
         return _build(node, text, known, fill)
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):  # such as a dictionary whose key is a list
         shown = ast.get_source_segment(text.strip(), node) or text
-        raise ValueError(f"parse: {shown!r} in {text!r} is no literal; put strings in quotes") from None
+        raise ValueError(f"parse: {brief(shown)} in {brief(text, 300)} is no literal; put strings in quotes") from None
 
 
 def _is_strategy(node: object) -> bool:

@@ -1,4 +1,4 @@
-"""What is checked when `Tokens` are made: kinds, shapes, devices, and places in the image."""
+"""What the parts of `Tokens` must be: every check raises an error that names the part, its value and the way out."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -6,9 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tokenprune.core.signals import FIELDS, QUESTION, TEXT, TILES, Signal
+from tokenprune.arguments import LARGEST, brief
+from tokenprune.core.signals import FIELDS, QUESTION, TEXT, TILES, Signal, wrong_pair
 
-_WIDE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @runtime_checkable
@@ -31,37 +32,44 @@ class _Bundle(Protocol):
     def signals(self) -> Mapping[Signal, Any]: ...
 
 
-def check_tokens(tokens: _Bundle) -> None:
-    """Raise an error that names the argument, unless everything about one image fits together.
+def check_tokens(tokens: _Bundle, *, ordered: bool = True) -> None:
+    """Raise unless everything about one image fits together.
+
+    Numbers in `index` and `tiles` are read on the CPU alone, because reading makes the program wait for any other
+    device.
+
+    Args:
+        tokens: the image.
+        ordered: whether `index` must ascend.
 
     Raises:
         TypeError: when an argument is no tensor of the wanted kind.
-        ValueError: when shapes, devices or the grid do not fit together.
+        ValueError: when shapes, devices, numbers or the grid do not fit together.
     """
     visual = tokens.visual
-    check_tensor("visual", visual, None, 2)
+    check_matrix("Tokens", "visual", visual)
     n, width = visual.shape
-    if n == 0 or width == 0:
+    if n == 0:
+        raise ValueError("Tokens: visual has no rows; an image needs at least one visual token")
+    if visual.is_meta:
         raise ValueError(
-            f"Tokens: visual has no {'columns' if n else 'rows'}, it is {tuple(visual.shape)}; an image needs at least "
-            "one visual token, and a token at least one number"
+            "Tokens: visual is on the device meta, where tensors hold no numbers; load the model's weights first"
         )
-    of_visual = f"visual {tuple(visual.shape)}"
-    sizes = {"n": (n, of_visual), "d": (width, of_visual)}
+    sizes = {axis: (size, f"visual {tuple(visual.shape)}") for axis, size in (("n", n), ("d", width))}
     parts: list[tuple[Signal, Any]] = [(TEXT, tokens.text), (QUESTION, tokens.question)]
     for signal, value in [*((s, v) for s, v in parts if v is not None), *tokens.signals.items()]:
         if not isinstance(signal, Signal):
             raise TypeError(
-                f"Tokens: signals must have Signal objects as keys, got {signal!r} of type {type(signal).__name__}"
+                f"Tokens: signals must have Signal objects as keys, got {brief(signal)} of type {type(signal).__name__}"
             )
         if signal in FIELDS and signal not in (TEXT, QUESTION):
             raise ValueError(
                 f"Tokens: signals must not hold {signal}; it is an argument of its own or follows from one"
             )
+        if signal is QUESTION and tokens.text is None:
+            raise ValueError("Tokens: question is a mask over the rows of text, which is None; give text as well")
         check_signal(signal, value, sizes, visual.device)
-    if tokens.question is not None and tokens.text is None:
-        raise ValueError("Tokens: question marks rows of text, but text is None; pass text=...")
-    _check_places(tokens, n)
+    _check_place(tokens, n, ordered=ordered)
 
 
 def check_signal(signal: Signal, value: object, sizes: dict[str, tuple[int, str]], device: torch.device) -> None:
@@ -74,81 +82,184 @@ def check_signal(signal: Signal, value: object, sizes: dict[str, tuple[int, str]
         device: where tensors must be.
     """
     if signal.axes:
-        shape = signal.shape
-        check_tensor(signal.name, value, signal.dtype, len(shape))
-        assert isinstance(value, Tensor)
-        found = f"{signal} {tuple(value.shape)}"
-        for place, (axis, size) in enumerate(zip(shape, value.shape, strict=True)):
-            if axis == "_":
-                continue
-            wanted, teller = (int(axis), "") if axis.isdigit() else sizes.setdefault(axis, (size, found))
-            if size != wanted:
-                why = f", as in {teller}" if teller else ""
-                raise ValueError(
-                    f"Tokens: {signal.name} is {tuple(value.shape)} but must be ({', '.join(shape)}): axis {place} "
-                    f"must have {wanted} entries{why}"
-                )
-        if value.device != device:
-            raise ValueError(
-                f"Tokens: {signal.name} is on {value.device} but visual is on {device}; move them together"
-            )
+        _check_axes(signal, value, sizes, device)
     wrong = None if signal.check is None else signal.check(value)
     if wrong is not None:
         raise (TypeError if " of type " in wrong else ValueError)(f"Tokens: {signal.name} {wrong}")
 
 
-def check_tensor(name: str, value: object, dtype: torch.dtype | None, ndim: int) -> None:
-    """Raise unless a value is a plain tensor with numbers in it, of the wanted kind; `dtype` None: floating point.
+def _check_axes(signal: Signal, value: object, sizes: dict[str, tuple[int, str]], device: torch.device) -> None:
+    shape = signal.shape
+    if signal.dtype is None:
+        tensor = check_floats("Tokens", signal.name, value, len(shape))
+    else:
+        tensor = check_dense("Tokens", signal.name, value)
+        if tensor.dtype != signal.dtype or tensor.ndim != len(shape):
+            kind = str(signal.dtype).removeprefix("torch.")
+            raise ValueError(f"Tokens: {signal.name} must be {kind} ({', '.join(shape)},), got {show(tensor)}")
+    found = f"{signal} {tuple(tensor.shape)}"
+    for place, (axis, size) in enumerate(zip(shape, tensor.shape, strict=True)):
+        if axis == "_":
+            wanted, teller = size, ""
+        else:
+            wanted, teller = (int(axis), "") if axis.isdigit() else sizes.setdefault(axis, (size, found))
+        if size != wanted:
+            why = f", as in {teller}" if teller else ""
+            entries = "entry" if wanted == 1 else "entries"
+            raise ValueError(
+                f"Tokens: {signal.name} is {tuple(tensor.shape)} but must be ({', '.join(shape)}): axis {place} must "
+                f"have {wanted} {entries}{why}"
+            )
+        if not size and signal.token_axis is not None:
+            raise ValueError(f"Tokens: {signal.name} is {tuple(tensor.shape)} but must have at least one row")
+    if tensor.device != device:
+        raise ValueError(f"Tokens: {signal.name} is on {tensor.device} but visual is on {device}; move them together")
+
+
+def check_floats(owner: str, name: str, value: object, ndim: int) -> Tensor:
+    """Return `value` when it is a dense float tensor that can be computed with, its last axis not empty.
 
     Raises:
-        TypeError: for a value that is no tensor, or of another dtype.
-        ValueError: for a tensor without readable numbers (sparse, nested, on the meta device) or of another rank.
+        TypeError: when it is no tensor, or holds no floating point numbers that can be computed with.
+        ValueError: when it is not dense, has another number of axes, or no column.
+    """
+    tensor = check_dense(owner, name, value)
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(
+            f"{owner}: {name} must hold floating point numbers (float16, bfloat16, float32 or float64), got "
+            f"{tensor.dtype}; {_conversion(tensor)}"
+        )
+    if tensor.ndim != ndim:
+        kind = {1: "one-dimensional", 2: "two-dimensional"}.get(ndim, f"{ndim}-dimensional")
+        raise ValueError(f"{owner}: {name} must be {kind}, one image without a batch axis, got {tuple(tensor.shape)}")
+    if not tensor.shape[-1]:
+        raise ValueError(
+            f"{owner}: {name} is {tuple(tensor.shape)}, so it has no column; give vectors of width 1 or more"
+        )
+    return tensor
+
+
+def check_matrix(owner: str, name: str, value: object) -> None:
+    """Raise unless `value` is a dense float matrix with at least one column; see `check_floats`."""
+    check_floats(owner, name, value, 2)
+
+
+def check_dense(owner: str, name: str, value: object) -> Tensor:
+    """Return `value` when it is a dense tensor.
+
+    Raises:
+        TypeError: when it is no tensor.
+        ValueError: when it is nested or sparse.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"Tokens: {name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.is_nested or value.layout != torch.strided or value.is_quantized:
-        kind = "nested" if value.is_nested else "quantised" if value.is_quantized else str(value.layout)
-        raise ValueError(f"Tokens: {name} must be a dense tensor, got a {kind} one; pass one image, made dense")
-    if value.is_meta:
-        raise ValueError(f"Tokens: {name} is on the meta device, which holds no numbers; materialise it first")
-    if dtype is None and value.is_floating_point() and value.dtype not in _WIDE:
-        raise TypeError(f"Tokens: {name} is {value.dtype}, which has no arithmetic; convert it, for example .float()")
-    if dtype is None and not value.is_floating_point():
-        raise TypeError(f"Tokens: {name} must hold floating point numbers, got {value.dtype}")
-    if dtype is not None and value.dtype != dtype:
-        raise TypeError(f"Tokens: {name} must be {dtype}, got {value.dtype} {tuple(value.shape)}")
-    if value.ndim != ndim:
-        kind = {1: "one-dimensional", 2: "two-dimensional"}.get(ndim, f"{ndim}-dimensional")
-        raise ValueError(f"Tokens: {name} must be {kind}, one image without a batch axis, got {tuple(value.shape)}")
+        raise TypeError(
+            f"{owner}: {name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor"
+        )
+    if value.is_nested:
+        raise ValueError(f"{owner}: {name} is a nested tensor, which holds several images; give one Tokens for each")
+    if value.layout != torch.strided:
+        raise ValueError(f"{owner}: {name} has the layout {value.layout}; make it dense with .to_dense()")
+    return value
 
 
-def _check_places(tokens: _Bundle, n: int) -> None:
-    total, grid, index = tokens.total, tokens.grid, tokens.index
-    if total is not None and (isinstance(total, bool) or not isinstance(total, int)):
-        raise TypeError(f"Tokens: total must be an int, got {total!r} of type {type(total).__name__}")
-    if total is not None and (total < 1 or (total < n and index is None)):
-        raise ValueError(f"Tokens: total={total} is less than the {n} visual tokens")
-    if index is not None:
-        check_tensor("index", index, torch.int64, 1)
-        if index.shape != (n,):
-            raise ValueError(f"Tokens: index must be int64 ({n},), got {tuple(index.shape)}")
+def _conversion(tensor: Tensor) -> str:
+    if tensor.is_quantized:
+        return "convert it with .dequantize()"
+    if tensor.is_complex():
+        return "choose a real part, such as .abs()"
+    return "convert it with .float()"
+
+
+def _check_place(tokens: _Bundle, n: int, *, ordered: bool) -> None:
+    """Raise unless index, tiles, total and grid are sound and fit together."""
+    total, grid = tokens.total, tokens.grid
+    if total is not None:
+        wanted = "Tokens: total must be None or an int of at least 1"
+        if isinstance(total, bool) or not isinstance(total, int):
+            raise TypeError(f"{wanted}, got {brief(total)} of type {type(total).__name__}; convert it with int()")
+        if not 1 <= total < LARGEST:
+            raise ValueError(f"{wanted} and below 2**53, got {brief(total)}")
+    if tokens.index is not None:
+        index = check_dense("Tokens", "index", tokens.index)
+        if index.dtype != torch.int64 or tuple(index.shape) != (n,):
+            raise ValueError(f"Tokens: index must be int64 ({n},), got {show(index)}")
         if index.device != tokens.visual.device:
             raise ValueError(
                 f"Tokens: index is on {index.device} but visual is on {tokens.visual.device}; move them together"
             )
-        ranks = index.sort().values
-        if not bool((ranks[0] >= 0) & (ranks[1:] > ranks[:-1]).all()):
-            raise ValueError(f"Tokens: index must hold numbers from 0 without repeats, got {index.tolist()[:12]}")
-    if grid is not None:
-        if not isinstance(grid, tuple | list) or len(grid) != 2 or any(type(side) is not int for side in grid):
-            raise TypeError(
-                f"Tokens: grid must be (rows, columns), two ints, got {grid!r} of type {type(grid).__name__}"
-            )
-        original = n if total is None else total
-        if min(grid) <= 0 or grid[0] * grid[1] != original:
-            raise ValueError(
-                f"Tokens: grid {tuple(grid)} does not hold {original} tokens (rows x columns must equal it)"
-            )
+        _check_index(index, ordered=ordered)
     tiles = tokens.signals.get(TILES)
-    if tiles is not None and tiles.numel() and int(tiles.min()) < -1:
-        raise ValueError(f"Tokens: tiles must be numbers from 0, or -1 for newline tokens, got {int(tiles.min())}")
+    if tiles is not None and tiles.is_cpu and int(tiles.min()) < -1:
+        raise ValueError(
+            "Tokens: tiles must number the tile of each token from 0, -1 for tokens that end a row, got "
+            f"{int(tiles.min())}"
+        )
+    if total is not None and total < n and tokens.index is None:
+        raise ValueError(
+            f"Tokens: total={total} is less than the {n} visual tokens; it counts the image before any pruning"
+        )
+    if grid is not None:
+        _check_grid(grid, n, total)
+
+
+def _check_grid(grid: tuple[int, int], n: int, total: int | None) -> None:
+    wrong = wrong_pair(grid)
+    if wrong is not None:
+        raise (TypeError if " of type " in wrong else ValueError)(f"Tokens: grid {wrong}")
+    if grid[0] * grid[1] != (n if total is None else total):
+        what = f"{n} tokens" if total is None else f"{total} tokens, which total={total} says"
+        raise ValueError(f"Tokens: grid {grid} does not hold {what} (rows x columns must equal it)")
+
+
+def _check_index(index: Tensor, *, ordered: bool) -> None:
+    if not index.is_cpu:
+        return
+    if ordered:
+        good = bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < LARGEST
+    else:
+        good = int(index.min()) >= 0 and int(index.max()) < LARGEST
+    if not good:
+        raise ValueError(
+            "Tokens: index must hold the place of each row in the original image, ascending from 0 on and each once, "
+            f"got {brief(index.tolist())}; sort the rows by their places, or take them from the whole image with "
+            "Tokens.take"
+        )
+
+
+def check_taken(visual: Tensor, rows: object) -> None:
+    """Raise unless `rows` are row numbers of `visual`, each once; numbers are read on the CPU alone.
+
+    Raises:
+        TypeError: when it is no tensor, or a mask.
+        ValueError: when a number is no row or repeats, or there is none.
+    """
+    owner = "Tokens.take"
+    tensor, n = check_dense(owner, "rows", rows), visual.shape[0]
+    if tensor.dtype != torch.int64 or tensor.ndim != 1:
+        way_out = "; a mask becomes row numbers by .nonzero().flatten()" if tensor.dtype == torch.bool else ""
+        raise TypeError(f"{owner}: rows must be int64 (k,), got {show(tensor)}{way_out}")
+    if tensor.device != visual.device:
+        raise ValueError(f"{owner}: rows are on {tensor.device} but the tokens on {visual.device}; move them together")
+    if not tensor.shape[0]:
+        raise ValueError(f"{owner}: rows is empty; an image needs at least one visual token")
+    if tensor.is_cpu:
+        ranked = tensor.sort().values
+        if int(ranked[0]) < 0 or int(ranked[-1]) >= n or bool((ranked[1:] == ranked[:-1]).any()):
+            raise ValueError(
+                f"{owner}: rows must be row numbers from 0 to {n - 1}, each once, got {brief(tensor.tolist())}"
+            )
+
+
+def check_new(visual: Tensor, name: str, value: object, rows: int | None) -> None:
+    """Raise unless new token vectors are like those of `visual`; `rows` is None for any number of them."""
+    made = check_floats("Tokens.take", name, value, 2)
+    wanted = (made.shape[0] if rows is None else rows, visual.shape[1])
+    if made.shape != wanted or made.dtype != visual.dtype or made.device != visual.device:
+        raise ValueError(
+            f"Tokens.take: {name} must be {visual.dtype} {wanted} on {visual.device}, got {show(made)} on {made.device}"
+        )
+
+
+def show(value: Tensor) -> str:
+    """Write dtype and shape, for an error message."""
+    return f"{value.dtype} {tuple(value.shape)}"

@@ -162,7 +162,7 @@ def _split(tokens: Tokens) -> tuple[list[tuple[int, Tensor]], Tensor]:
 
 def _tile(tokens: Tokens, number: int, rows: Tensor) -> Tokens:
     """One tile as an image of its own; tile 0 has the key of the image, others keys of their own."""
-    part = replace(tokens.take(rows), index=None, total=None, grid=None)
+    part = replace(tokens.take_sound(rows), index=None, total=None, grid=None)
     gone = dict.fromkeys((TILES, TILE_GRID))
     if not tokens.knows(IMAGE_KEY):
         return part.knowing(gone)

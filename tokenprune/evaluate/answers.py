@@ -145,7 +145,12 @@ def answer(
     if selections is None:
         selections = select_tokens(None if plan is None else plan.before, prompt)[0]
     pruned = compact(prompt, selections, positions=policy)
-    arguments = {**pruned.generate_kwargs(), "max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+    arguments = {
+        **pruned.generate_kwargs(placed=True),
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "num_beams": 1,
+    }
     with ExitStack() as stack:
         stack.enter_context(ready(adapter, pruned))
         if plan is not None and plan.cuts:

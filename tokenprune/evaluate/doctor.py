@@ -89,12 +89,13 @@ class _Patient:
 
     def __init__(self, model: Any, make_inputs: MakeInputs) -> None:  # noqa: ANN401
         self.adapter: Adapter = adapter_for(model)
-        self.model = model
+        self.given = model
+        self.model = self.adapter.model  # inside of what was given, when that is a wrapper
         self.make_inputs = make_inputs
         self.inputs = make_inputs(QUESTIONS[:1])
         self.ids: Tensor = self.inputs["input_ids"]
         self.columns = is_placeholder(self.ids, self.adapter)[0].nonzero().flatten()
-        self.tolerance = TOLERANCE.get(model.dtype, 0.05)
+        self.tolerance = TOLERANCE.get(self.model.dtype, 0.05)
         self.settings: dict[str, Any] = {
             "max_new_tokens": STEPS,
             "min_new_tokens": STEPS,
@@ -119,13 +120,14 @@ class _Patient:
 
     def generate(self, inputs: Inputs, **changes: Any) -> Any:  # noqa: ANN401
         """Greedy tokens with their logits."""
+        generate = getattr(self.given, "generate", None) or self.model.generate
         with torch.no_grad():
-            return self.model.generate(**inputs, **{**self.settings, **changes})
+            return generate(**inputs, **{**self.settings, **changes})
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits behind the last column of each row."""
         with torch.no_grad():
-            logits: Tensor = self.model(**inputs).logits[:, -1]
+            logits: Tensor = self.given(**inputs).logits[:, -1]
         return logits
 
     def dropped(self, record: Record) -> Tensor:
@@ -144,7 +146,7 @@ def diagnose_model(model: Any, make_inputs: MakeInputs) -> Diagnosis:  # noqa: A
     this package have no part in it.
 
     Args:
-        model: a transformers model in evaluation mode.
+        model: a transformers model in evaluation mode, or a wrapper around one, which is then what is called.
         make_inputs: makes its arguments from questions, on its device, padded on the left.
 
     Raises:
@@ -154,8 +156,8 @@ def diagnose_model(model: Any, make_inputs: MakeInputs) -> Diagnosis:  # noqa: A
     adapter = patient.adapter
     decoder = [signal.name for signal in declared() if in_decoder(signal) and adapter.why_not(signal) is None]
     return Diagnosis(
-        family=str(model.config.model_type),
-        model=type(model).__name__,
+        family=str(patient.model.config.model_type),
+        model=type(patient.model).__name__,
         adapter=type(adapter).__name__,
         sites=tuple(sorted(adapter.sites)),
         signals=tuple(sorted(adapter.signals)),

@@ -26,14 +26,19 @@ def all_finite(values: Sequence[Tensor]) -> list[bool]:
         return []
     home = values[0].device
     with torch.no_grad():
-        sums = [_sum(value).to(home) for value in values]
+        sums = [rough_sum(value).to(home) for value in values]
         if torch.stack(sums).sum().isfinite().item():
             return [True] * len(values)
         verdicts = torch.stack([torch.isfinite(value).all().to(home) for value in values])
     return list(map(bool, verdicts.tolist()))
 
 
-def _sum(value: Tensor) -> Tensor:
+def rough_sum(value: Tensor) -> Tensor:
+    """The sum of all numbers in float32: finite only when every one of them is. Large finite ones can make it infinite.
+
+    Args:
+        value: floating point tensor of any shape.
+    """
     # float16 ends at 65504, which a sum soon exceeds; bfloat16 and float32 have the same range.
     total = value.sum(dtype=torch.float32) if value.dtype == torch.float16 else value.sum()
     return total if total.dtype == torch.float32 else total.float()

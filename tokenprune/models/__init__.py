@@ -7,7 +7,7 @@ check_version()
 from tokenprune.models.adapter import Adapter  # noqa: E402
 from tokenprune.models.clip import Clip, question_reader  # noqa: E402
 from tokenprune.models.compact import PrunedPrompt, compact  # noqa: E402
-from tokenprune.models.context import prune  # noqa: E402
+from tokenprune.models.context import NotEnteredWarning, prune  # noqa: E402
 from tokenprune.models.errors import UnsupportedError  # noqa: E402
 from tokenprune.models.families import adapter_for, adapters, register_adapter  # noqa: E402
 from tokenprune.models.prompt import Prompt, Segment, build_prompt  # noqa: E402
@@ -15,6 +15,7 @@ from tokenprune.models.pruning import prune_inputs  # noqa: E402
 from tokenprune.models.record import CallRecord, ImageRecord, Record  # noqa: E402
 from tokenprune.models.select import select_tokens  # noqa: E402
 from tokenprune.models.turns import CachedPrompt, Overlap, cached_prompt, continue_prompt, overlap  # noqa: E402
+from tokenprune.models.unwrap import unwrap  # noqa: E402
 from tokenprune.models.vision import Vision  # noqa: E402
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "CallRecord",
     "Clip",
     "ImageRecord",
+    "NotEnteredWarning",
     "Overlap",
     "Prompt",
     "PrunedPrompt",
@@ -43,4 +45,5 @@ __all__ = [
     "question_reader",
     "register_adapter",
     "select_tokens",
+    "unwrap",
 ]

@@ -192,7 +192,9 @@ class Adapter(ABC):
     def embed_text(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Input embeddings of the prompt. Placeholders outside the vocabulary get those of token 0."""
         embedding = self.model.get_input_embeddings()
-        beyond = [token for token in self.image_token_ids if token >= embedding.num_embeddings]
+        # A wrapper around the table, such as peft's, has no such attribute itself.
+        rows = next(part.num_embeddings for part in embedding.modules() if hasattr(part, "num_embeddings"))
+        beyond = [token for token in self.image_token_ids if token >= rows]
         if beyond:
             ids = ids.masked_fill(torch.isin(ids, torch.tensor(beyond, device=ids.device)), 0)
         embeds: Tensor = embedding(ids)
@@ -216,8 +218,8 @@ class Adapter(ABC):
         """
         return {}
 
-    def rotary(self, hidden: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the decoder's rotary embedding for positions that count up."""
+    def rotary(self, hidden: Float[Tensor, "b k d"], positions: Int[Tensor, "*axes b k"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the decoder's rotary embedding, for the axes of `positions` that do not only count."""
         cos, sin = self.decoder.rotary_emb(hidden, position_ids=positions)
         return cos, sin
 

@@ -14,6 +14,9 @@ from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.layout import Layout
 from tokenprune.models.tap import Reader, attention_rows
 
+TurnBack = Callable[[Tensor], Tensor]
+"""From keys (b, g, k, e) to those that signals see."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Module:
@@ -29,6 +32,8 @@ class Module:
         causal: True where a slot sees what comes before it, False where it sees everything.
         mask: bool (b, k), False on padding; None for no padding.
         blocks: int64 (b, k), slots of equal numbers from 0 on see each other, also what comes after.
+        turn_back: what is done to keys before signals see them; None leaves them as they are. Attention is never
+            computed from these.
     """
 
     query: Float[Tensor, "b h k e"]
@@ -38,11 +43,18 @@ class Module:
     causal: bool
     mask: Bool[Tensor, "b k"] | None = None
     blocks: Int[Tensor, "b k"] | None = None
+    turn_back: TurnBack | None = None
+
+    @cached_property
+    def plain_key(self) -> Float[Tensor, "b g k e"]:
+        """Keys as signals see them."""
+        return self.key if self.turn_back is None else self.turn_back(self.key)
 
     @cached_property
     def last_rows(self) -> Float[Tensor, "b h k"]:
         """Attention from the slot `last` to all slots, computed for the whole batch at once."""
-        return attention_rows(self.query[:, :, self.last], self.key, self.scaling, self.mask)[:, :, 0]
+        query, key = self.query.detach(), self.key.detach()
+        return attention_rows(query[:, :, self.last], key, self.scaling, self.mask)[:, :, 0]
 
     def visible(self, row: int, of: Int[Tensor, " q"]) -> Bool[Tensor, "1 q k"] | None:
         """What the given slots of a row see; None for everything."""
@@ -79,8 +91,8 @@ class ImageAttention:
 
     @property
     def keys(self) -> Float[Tensor, "g k e"]:
-        """Keys after rotary embedding."""
-        return self.module.key[self.row]
+        """Keys after rotary embedding, in a decoder as if the row's first token had position 0."""
+        return self.module.plain_key[self.row]
 
     @property
     def queries(self) -> Float[Tensor, "h k e"]:
@@ -104,9 +116,8 @@ class ImageAttention:
         for slots, found in self._rows:  # two signals may ask for the same rows
             if slots is of:
                 return found
-        found = attention_rows(
-            module.query[one][:, :, of], module.key[one], module.scaling, module.visible(self.row, of)
-        )
+        query, key = module.query[one].detach(), module.key[one].detach()  # attention is read as plain numbers
+        found = attention_rows(query[:, :, of], key, module.scaling, module.visible(self.row, of))
         self._rows.append((of, found[0][..., self.image]))  # (h, q, n)
         return self._rows[-1][1]
 
@@ -176,7 +187,12 @@ def text_after(layout: Layout) -> list[Int[Tensor, " _"]]:
 
 
 def decoder_reader(
-    signals: Sequence[Signal], layout: Layout, copies: int = 1, blocks: Int[Tensor, "b k"] | None = None
+    signals: Sequence[Signal],
+    layout: Layout,
+    copies: int = 1,
+    blocks: Int[Tensor, "b k"] | None = None,
+    *,
+    turn_back: TurnBack | None = None,
 ) -> Reader | None:
     """Make a reader for a `tap` on a decoder layer, which gives every image its signals.
 
@@ -185,6 +201,7 @@ def decoder_reader(
         layout: which token is in which slot of the sequences that the layer gets.
         copies: rows per prompt (beams); the first of them is read, so that all share one choice.
         blocks: see `Module`.
+        turn_back: see `Module`; `signals.keys_from_first`.
 
     Returns:
         Function from queries, keys and scaling to a dict by signal for each image; None when there is no signal.
@@ -203,6 +220,7 @@ def decoder_reader(
             causal=True,
             mask=layout.mask.to(device),
             blocks=None if blocks is None else blocks.to(device),
+            turn_back=turn_back,
         )
         found = []
         for i, (row, slots, text) in enumerate(zip(layout.rows, layout.slots, text_after(layout), strict=True)):
@@ -222,16 +240,24 @@ def tower_reader(signals: Sequence[Signal], prefix: int) -> Reader:
         signals: with a `FromTower` source.
         prefix: number of leading rows that are no visual tokens (1 for a dropped CLS token).
 
+    Attention is read as plain numbers. Keys and queries stay connected to the tower: methods that weigh tokens by them
+    can be trained through them. Nothing is computed during the tower's run, where autograd would have to remember it,
+    so that a layer that is computed again in the backward pass (gradient checkpointing) is the same without the reader.
+
     Returns:
-        Function from queries, keys and scaling to a list by signal, an entry per image.
+        Function from queries, keys and scaling to a function without arguments, which gives a list by signal, an entry
+        per image; call it after the tower has run.
     """
 
-    def read(query: Tensor, key: Tensor, scaling: float) -> dict[Signal, list[Tensor]]:
-        first = torch.zeros(1, dtype=torch.int64, device=key.device)
-        module = Module(query=query, key=key, scaling=scaling, last=first, causal=False)
-        slots = torch.arange(prefix, key.shape[2], device=key.device)
-        views = [ImageAttention(module, row, slots, slots[:0]) for row in range(key.shape[0])]
-        return {signal: [_read(signal, FromTower)(view) for view in views] for signal in signals}
+    def read(query: Tensor, key: Tensor, scaling: float) -> Callable[[], dict[Signal, list[Tensor]]]:
+        def values() -> dict[Signal, list[Tensor]]:
+            first = torch.zeros(1, dtype=torch.int64, device=key.device)
+            module = Module(query=query, key=key, scaling=scaling, last=first, causal=False)
+            slots = torch.arange(prefix, key.shape[2], device=key.device)
+            views = [ImageAttention(module, row, slots, slots[:0]) for row in range(key.shape[0])]
+            return {signal: [_read(signal, FromTower)(view) for view in views] for signal in signals}
+
+        return values
 
     return read
 

@@ -1,11 +1,15 @@
 """What is known about a key-value cache, kept on the cache itself; and a lock against continuing it unknowingly."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.turns import CachedPrompt
 
 _STATE = "tokenprune_state"
+
+INTERRUPTED = "an earlier call on it ended in an error"
+LAYERS_DIFFER = "its layers hold different numbers of tokens, because a stage inside the decoder dropped some"
 
 
 def cached_length(cache: object) -> int:
@@ -27,7 +31,7 @@ def lock(cache: Any, state: CachedPrompt | str) -> None:  # noqa: ANN401
     """
     attributes = vars(cache)
     attributes[_STATE] = state
-    attributes["update"] = _locked
+    attributes["update"] = partial(refuse_state, state) if isinstance(state, str) else _locked
 
 
 def unlock(cache: object) -> CachedPrompt | str | None:
@@ -47,6 +51,18 @@ def state_of(cache: object) -> CachedPrompt | str | None:
     if not cached_length(cache):
         unlock(cache)
     return getattr(cache, "__dict__", {}).get(_STATE)
+
+
+def refuse_state(reason: str, *args: object, **kwargs: object) -> NoReturn:
+    """Raise for a cache that nobody can continue; also in place of its `update`, whose arguments are not looked at.
+
+    Raises:
+        UnsupportedError: with the reason and the way out.
+    """
+    raise UnsupportedError(
+        f"prune: these past_key_values cannot be continued: {reason}; pass the whole conversation without "
+        "past_key_values"
+    )
 
 
 def _locked(*args: object, **kwargs: object) -> None:

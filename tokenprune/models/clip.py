@@ -16,6 +16,7 @@ from tokenprune.core.merging import Merging
 from tokenprune.core.signals import CLIP_TEXT, CLIP_VISUAL, VISION_STATES, Signal
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.offloaded import weights_at_hand
 from tokenprune.models.tower import encode_merged
 from tokenprune.models.vision import Vision
 
@@ -183,7 +184,8 @@ def see(adapter: Adapter, inputs: Mapping[str, Any], want: Collection[Signal], t
     """
     through_clip = adapter.clip is not None and bool(CLIP_SIGNALS & set(want))
     want = {*want, VISION_STATES} if through_clip else want
-    vision = adapter.encode(inputs, want=want) if tower is None else encode_merged(adapter, inputs, want, tower)
+    with weights_at_hand(adapter.base):
+        vision = adapter.encode(inputs, want=want) if tower is None else encode_merged(adapter, inputs, want, tower)
     if adapter.clip is None or not through_clip:
         return vision
     rows = tuple(adapter.clip.visual(states) for states in vision.signals.get(VISION_STATES, ()))

@@ -11,10 +11,9 @@ from torch import Tensor
 from tokenprune.core.fields import check_choice
 from tokenprune.core.places import Positions
 from tokenprune.core.selection import Selection
+from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.labels import labels_at
 from tokenprune.models.prompt import Prompt
-
-IGNORED = -100
-"""Label of columns that do not count for the loss."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,6 +28,8 @@ class PrunedPrompt:
         columns: int64 (b, k), column of the dense prompt that stands here, -1 on padding.
         labels: int64 (b, k), when the dense prompt had labels.
         extras: further per-column arguments.
+        following: int64 (b,) or (axes, b), position of the first generated token; None when all prompts end in text:
+            then it is one after the last of `positions`.
         policy: how positions were made.
         dense_ids: int64 (b, l), the prompt as the caller gave it.
         first_position: what a plain forward adds to `positions`; `generate` does it itself.
@@ -44,6 +45,7 @@ class PrunedPrompt:
     columns: Int[Tensor, "b k"]
     policy: Positions
     dense_ids: Int[Tensor, "b l"]
+    following: Int[Tensor, "*axes b"] | None = None
     labels: Int[Tensor, "b k"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     first_position: int = 0
@@ -63,17 +65,43 @@ class PrunedPrompt:
         }
         return inputs if self.labels is None else {**inputs, "labels": self.labels}
 
-    def generate_kwargs(self) -> dict[str, Any]:
+    @property
+    def next_position(self) -> Int[Tensor, "*axes b"]:
+        """Position of the first generated token."""
+        return self.positions[..., -1] + 1 if self.following is None else self.following
+
+    def jumps(self) -> bool:
+        """Whether in some row the first generated token is not one after the last token on every axis."""
+        return self.following is not None and bool((self.following != self.positions[..., -1] + 1).any())
+
+    def generate_kwargs(self, *, placed: bool = False) -> dict[str, Any]:
         """Arguments for `generate`: the pruned ids beside the embeddings, and no pixels.
 
         With ids as long as the embeddings a static cache gets no slot too many. The sequences that come back start with
         the pruned ids; `restore` puts the caller's prompt in their place.
+
+        Args:
+            placed: True for a call inside `tokenprune.models.inject.ready`. `generate` counts on from the last position
+                that it is given. So after an image whose last tokens were dropped it is given the position before
+                that of the next token, and `ready` lets the language model have the last token's own.
+
+        Raises:
+            UnsupportedError: when a prompt ends in such an image and `placed` is False.
         """
+        positions = self.positions
+        if placed and self.following is not None:
+            positions = torch.cat([positions[..., :-1], self.following[..., None] - 1], dim=-1)
+        elif self.jumps():
+            raise UnsupportedError(
+                "generate_kwargs: a prompt ends in an image whose last tokens were dropped, and `generate` would count "
+                "on from the last kept one; call it inside `with ready(adapter, pruned):` with "
+                "generate_kwargs(placed=True)"
+            )
         return {
             "input_ids": self.ids,
             "inputs_embeds": self.embeds,
             "attention_mask": self.mask,
-            "position_ids": self.positions,
+            "position_ids": positions,
             **self.extras,
         }
 
@@ -98,8 +126,10 @@ def compact(
         selections: one per image of `prompt.segments`. Kept tokens of an image that are not ascending enter the model
             in the order of their indices, in the columns that the kept tokens had; features of merging methods replace
             the tokens at their indices.
-        positions: "original": every token keeps its position in the dense prompt. "compact": positions count up without
-            gaps from the position of the row's first token.
+        positions: "original": every token keeps its position in the dense prompt. "compact": gaps are closed, by the
+            rule that `tokenprune.models.places` states: with one axis positions count up from that of the row's first
+            token; with several an image has the positions of a smaller image, of as many frames, rows and columns as
+            tokens were kept in. A row of which everything is kept has its dense positions under both.
         shortcut: hand the dense prompt through untouched when everything is kept in order, its padding included.
 
     Returns:
@@ -121,19 +151,21 @@ def compact(
     flags = prompt.mask.clone()
     for segment in prompt.segments:
         flags[segment.row, segment.columns] = False
-    flags[rows, columns] = True
+    flags[rows, columns] = True  # none of them is padding: `build_prompt` refuses masks that hide visual tokens
     lengths = [text.shape[0] for text in prompt.text]
     for segment, selection in zip(prompt.segments, selections, strict=True):
         lengths[segment.row] += selection.kept
     source, mask = _source(flags, max(lengths), rows, columns, prompt, selections)
     batch = torch.arange(source.shape[0], device=source.device)[:, None]
+    places, following = _positions(prompt, source, mask, flags, positions)
     return PrunedPrompt(
         ids=prompt.ids[batch, source],
         embeds=embeds[batch, source].masked_fill(~mask.unsqueeze(-1), 0),
         mask=mask.long(),
-        positions=_positions(prompt, source, mask, positions),
+        positions=places,
+        following=following if prompt.ends_in_image else None,
         columns=source.masked_fill(~mask, -1),
-        labels=None if prompt.labels is None else _labels(prompt.labels, source, mask),
+        labels=None if prompt.labels is None else labels_at(prompt.labels, source.masked_fill(~mask, -1)),
         extras={
             name: value.to(source.device)[batch, source].masked_fill(~mask, 0) for name, value in prompt.extras.items()
         },
@@ -224,18 +256,18 @@ def _source(
     return source, mask
 
 
-def _positions(prompt: Prompt, source: Tensor, mask: Tensor, policy: Positions) -> Tensor:
-    dense = prompt.positions
-    first = prompt.mask.long().argmax(1, keepdim=True)
-    start = dense.gather(-1, first.expand(*dense.shape[:-1], -1))
-    counted = (start + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+def _positions(prompt: Prompt, source: Tensor, mask: Tensor, flags: Tensor, policy: Positions) -> tuple[Tensor, Tensor]:
+    """Positions of all slots (axes, b, k) or (b, k), and of the first token after them (axes, b) or (b,)."""
+    dense, following = prompt.places.positions, prompt.places.following
     if policy == "compact":
-        return counted
-    original = dense.gather(-1, source.expand(*dense.shape[:-1], -1)).masked_fill(~mask, 0)
+        dense, following, _ = prompt.places.close(flags)
+        if prompt.positions.ndim == 2:  # places in the sequence, which is that of the slots, whatever token is there
+            source = source.masked_fill(~mask, -1).sort(dim=1).values.clamp_min(0)
+    positions = dense.gather(-1, source.expand(dense.shape[0], -1, -1)).masked_fill(~mask, 0)
+    if prompt.positions.ndim == 2:
+        return positions[0], following[0]
     axes = prompt.counting_axes
-    return torch.cat([counted[:axes], original[axes:]]) if axes else original
-
-
-def _labels(labels: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    first = mask & (mask.long().cumsum(1) == 1)
-    return labels.gather(1, source).masked_fill(~mask | first, IGNORED)
+    first = prompt.mask.long().argmax(1, keepdim=True)
+    start = prompt.positions[:axes].gather(-1, first.expand(axes, -1, -1))
+    counted = (start + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+    return torch.cat([counted, positions]), torch.cat([counted[..., -1] + 1, following])

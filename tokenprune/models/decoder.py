@@ -14,11 +14,14 @@ from tokenprune.models.adapter import Adapter
 from tokenprune.models.attended import LayerOutput, decoder_reader
 from tokenprune.models.clock import now
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.labels import labels_at
 from tokenprune.models.layout import Layout, Shorter, entering, made_rows, shorten
-from tokenprune.models.plan import Cut, Plan
+from tokenprune.models.plan import Cut, Plan, makes
 from tokenprune.models.pruning import Pruned
+from tokenprune.models.select import warn_if_constant
 from tokenprune.models.signals import (
     Found,
+    keys_from_first,
     next_attention,
     read_ahead,
     read_before,
@@ -72,11 +75,12 @@ class DecoderRun:
         self.first = plan.cuts[0].layer - 1
         self.before = before
         self.report = report
-        self.layout = entering(before.prompt, before.pruned, before.selections)
+        self.layout = self.whole = entering(before.prompt, before.pruned, before.selections)
         wants = tuple(dict.fromkeys(signal for cut in plan.cuts for signal in cut.wants))
-        pairs = list(zip(before.prompt.tokens(wants), before.selections, strict=True))
+        merged = torch.is_grad_enabled() and plan.before is not None and makes(plan.before, "merged")
+        pairs = list(zip(before.prompt.tokens(wants, attached=merged), before.selections, strict=True))
         made = plan.makes_vectors
-        self.tokens = [tokens.take(s.indices, features=s.features if made else None) for tokens, s in pairs]
+        self.tokens = [tokens.take_sound(s.indices, features=s.features if made else None) for tokens, s in pairs]
         self.entered = [tokens.visual for tokens in self.tokens]
         self.left = [tokens.positions for tokens in self.tokens]
         self.counts: list[list[int]] = [[] for _ in pairs]
@@ -130,6 +134,12 @@ class DecoderRun:
                 )
             )
         return selections
+
+    def labels(self) -> Tensor | None:
+        """Labels of the slots behind the last cut, int64 (b, k); those that entered when nothing was dropped."""
+        if self.layout is self.whole or self.before.prompt.labels is None:
+            return self.before.pruned.labels
+        return labels_at(self.before.prompt.labels, self.layout.columns)
 
     def before_layer(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall | None:
         """The forward pre-hook of one layer: None leaves the call as it is."""
@@ -213,16 +223,36 @@ class DecoderRun:
             blocks = self._mask_options(self.layout).get("block_sequence_ids")
             blocks = None if blocks is None else blocks[:: self.copies]
             signals = [signal for signal in following.wants if read_before(signal)]
-            reader = decoder_reader(signals, self.layout, self.copies, blocks)
+            turn_back = self._turn_back(layer, kwargs)
+            reader = decoder_reader(signals, self.layout, self.copies, blocks, turn_back=turn_back)
             if reader is not None:
                 self.seen = self.taps.enter_context(tap(self.adapter.decoder_attention[layer], reader))
         if layer == self.plan.cuts[-1].layer:
             self._finish()
         return hidden
 
+    def _turn_back(self, layer: int, kwargs: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+        """What makes the keys of a layer independent of padding."""
+        return self._turned(layer, self._rotary(kwargs))
+
+    def _turned(self, layer: int, rotary: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
+        attention, mask = self.adapter.decoder_attention[layer], self.layout.mask
+        first = self._first_copies(rotary)
+        return lambda key: keys_from_first(attention, key, first, mask.to(key.device))
+
+    def _first_copies(self, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the first row of each prompt."""
+        cos, sin = (part if part.shape[-3] == 1 else part[..., :: self.copies, :, :] for part in rotary)
+        return cos, sin
+
+    def _rotary(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the sequence as it is behind the last cut that dropped something."""
+        given: tuple[Tensor, Tensor] = kwargs["position_embeddings"]
+        return self.step[self.made[-1][0]].rotary if self.made else given
+
     def _cut(self, cut: Cut, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Choose, unless that was done within the layer before, and gather what stays."""
-        current = self.step[self.made[-1][0]].rotary if self.made else kwargs["position_embeddings"]
+        current = self._rotary(kwargs)
         change = self.decided.pop(cut.layer) if cut.layer in self.decided else self._choose(cut, hidden, current)
         if change is None:
             return hidden
@@ -230,7 +260,8 @@ class DecoderRun:
         if cut.policy == "original":
             rotary = _gathered(current, self._for_beams(change.shorter.anchor).to(hidden.device))
         else:
-            rotary = self.adapter.rotary(hidden, self._for_beams(self.layout.positions))
+            positions = self.layout.positions.repeat_interleave(self.copies, dim=-2)
+            rotary = self.adapter.rotary(hidden, positions.to(hidden.device))
         self.made.append((cut.layer, self.layout))
         self.step[cut.layer] = Step(self._mask(cut.layer, self.layout, hidden), rotary)
         return hidden
@@ -240,13 +271,18 @@ class DecoderRun:
         for counts, left in zip(self.counts, self.left, strict=True):
             counts.extend([left.shape[0]] * (cut.layer - len(counts)))
         start = now(hidden.device)
-        with torch.no_grad():
-            self.tokens = with_readings(self.tokens, *self._readings(cut, hidden, rotary))
+        # New tokens are made of hidden states, through which a gradient flows then; choosing needs none.
+        learning = torch.is_grad_enabled() and any(makes(stage, "extended") for stage in cut.stages)
+        with torch.set_grad_enabled(learning):
+            readings = self._readings(cut, hidden if learning else hidden.detach(), rotary)
+            self.tokens = with_readings(self.tokens, *readings)
         total = [left.shape[0] for left in self.left]
         kept = [torch.arange(n, device=self.layout.mask.device) for n in total]
         extra: list[Tensor] = []
         for stage in cut.stages:
             selections = stage.select_batch(self.tokens)
+            if learning and stage.yields == "extended":
+                warn_if_constant(stage, self.tokens, selections)
             extra = [selection.extra for selection in selections if selection.extra is not None]
             for i, selection in enumerate(selections):
                 self._keep(i, stage, selection)
@@ -254,7 +290,9 @@ class DecoderRun:
                 kept[i] = kept[i][rows.to(kept[i].device)]
         self.tokens = without_readings(self.tokens, cut.wants)
         new = [tokens.shape[0] for tokens in extra]
-        if not sum(new) and all(rows.shape[0] == n for rows, n in zip(kept, total, strict=True)):
+        whole = not sum(new) and all(rows.shape[0] == n for rows, n in zip(kept, total, strict=True))
+        # Gaps that an earlier part left are closed in every row, whether something is dropped in the batch or not.
+        if whole and (cut.policy == "original" or self.layout.closed):
             self.seconds += now(hidden.device) - start
             return None
         length, made = self.layout.mask.shape[1], made_rows(self.layout, extra) if sum(new) else None
@@ -271,7 +309,7 @@ class DecoderRun:
         self.stages[image].append(count)
         empties = stage.yields == "nothing"
         if not empties:  # `Tokens` are never empty
-            self.tokens[image] = tokens.take(rows, extra=selection.extra)
+            self.tokens[image] = tokens.take_sound(rows, extra=selection.extra)
         self.left[image] = tokens.positions[:0] if empties else self.tokens[image].positions
 
     def _arranged(self, hidden: Tensor, change: Change) -> Tensor:
@@ -285,12 +323,14 @@ class DecoderRun:
         """What the stages read, an entry per image."""
         found: list[Found] = list(self.seen)
         self.seen = []
-        first = hidden[:: self.copies].detach()
-        ahead = decoder_reader([signal for signal in cut.wants if read_ahead(signal)], self.layout)
+        first = hidden[:: self.copies]
+        turn_back = None if rotary is None else self._turned(cut.layer, rotary)
+        signals = [signal for signal in cut.wants if read_ahead(signal)]
+        ahead = decoder_reader(signals, self.layout, turn_back=turn_back)
         if ahead is not None and rotary is not None:
-            cos, sin = (part if part.shape[0] == 1 else part[:: self.copies] for part in rotary)
             layer, attention = self.adapter.decoder_layers[cut.layer], self.adapter.decoder_attention[cut.layer]
-            found.append(next_attention(layer, attention, first, (cos, sin), ahead))
+            with torch.no_grad():
+                found.append(next_attention(layer, attention, first.detach(), self._first_copies(rotary), ahead))
         found.append(read_states(cut.wants, self.layout, LayerOutput(first, self.adapter.decoder.norm)))
         embeds = self.before.prompt.embeds.detach()
         found.append(read_inputs(cut.wants, self.layout, self.entered, embeds))
@@ -299,9 +339,9 @@ class DecoderRun:
     def _continue(self, cut: int, layout: Layout, hidden: Tensor, kwargs: dict[str, Any]) -> Step:
         """One more token behind a cut."""
         rotary = kwargs["position_embeddings"]
-        if layout.shift is not None:
-            shift = self._for_beams(layout.shift)[:, None].to(hidden.device)
-            rotary = self.adapter.rotary(hidden, kwargs["position_ids"] - shift)
+        if layout.moved:
+            following = layout.following.repeat_interleave(self.copies, dim=-1)[..., None]  # (b, 1) or (axes, b, 1)
+            rotary = self.adapter.rotary(hidden, following.to(hidden.device) + self.appended - 1)
         return Step(self._mask(cut, layout, hidden), rotary)
 
     def _mask(self, cut: int, layout: Layout, hidden: Tensor) -> Any:  # noqa: ANN401

@@ -10,6 +10,7 @@ from tokenprune.models.llava import LlavaAdapter
 from tokenprune.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
 from tokenprune.models.qwen import Qwen3VLAdapter, QwenVLAdapter
 from tokenprune.models.shuffled import IdeficsAdapter, InternVLAdapter
+from tokenprune.models.unwrap import inner_path, unwrap
 
 ENTRY_POINT_GROUP = "tokenprune.adapters"
 
@@ -63,25 +64,29 @@ def adapters() -> list[type[Adapter]]:
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter for a loaded model.
+    """Return the adapter for a loaded model.
 
     Args:
-        model: a transformers model with `generate`, such as `LlavaForConditionalGeneration`.
+        model: a transformers model with `generate`, such as `LlavaForConditionalGeneration`, or a wrapper around one
+            that `tokenprune.models.unwrap` knows; `Adapter.model` is then what is inside.
 
     Raises:
-        TypeError: when `model` is no such model.
-        ValueError: when no adapter serves its family; the message says what one must supply.
+        TypeError: when `model` is no such model; when there is one inside, the message says where.
+        ValueError: when no adapter serves its family, which says what one must supply, or when a wrapper does not call
+            the model as it is.
     """
+    given, model, known = model, unwrap(model), adapters()
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if not isinstance(model, nn.Module) or kind is None:
-        raise TypeError(f"adapter_for: model must be a loaded transformers model, got {type(model).__name__}")
-    known = adapters()
+        raise TypeError(
+            f"adapter_for: model must be a loaded transformers model, got {type(given).__name__}{_way_in(model, known)}"
+        )
     for adapter in known:
         if kind in adapter.model_types:
             if not isinstance(getattr(model, "model", None), nn.Module) or not hasattr(model, "generate"):
                 raise TypeError(
-                    f"adapter_for: {type(model).__name__} has no `generate`; pass the whole model "
-                    "(...ForConditionalGeneration), not a part of it"
+                    f"adapter_for: {type(model).__name__} has no `generate` or no `model`; pass the whole model "
+                    f"(...ForConditionalGeneration), not a part of it{_way_in(model, known)}"
                 )
             return adapter(model)
     served = ", ".join(sorted({name for adapter in known for name in adapter.model_types}))
@@ -92,6 +97,12 @@ def adapter_for(model: nn.Module) -> Adapter:
         "decoder, vision_tower, image_token_ids, embed_text and positions. Hand it to "
         f"tokenprune.models.register_adapter or to an entry point in the group {ENTRY_POINT_GROUP}"
     )
+
+
+def _way_in(model: object, known: list[type[Adapter]]) -> str:
+    """The end of an error about an object that has a supported model somewhere inside; empty when it has none."""
+    path = inner_path(model, lambda kind: any(kind in adapter.model_types for adapter in known))
+    return "" if path is None else f"; the model inside is its attribute {path!r}: pass that one, and call it"
 
 
 def _check_class(adapter: object, source: str) -> None:

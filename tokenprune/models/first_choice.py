@@ -7,6 +7,7 @@ import torch
 
 from tokenprune.core.selection import Selection
 from tokenprune.core.strategy import PruningStrategy
+from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.prompt import Prompt
 from tokenprune.models.select import Chosen, select_tokens
 
@@ -39,13 +40,14 @@ class FirstChoice:
                 before = frozen[segment.row]
                 if segment.image < len(before) and (keys is None or before[segment.image][0] == keys[i]):
                     chosen[i] = before[segment.image][1]
+                    _refuse_training(strategy, prompt, chosen[i])
             new = [i for i in range(len(prompt.segments)) if i not in chosen]
             selections, seconds = select_tokens(strategy, prompt, only=new)
             chosen.update(zip(new, selections, strict=True))
             for number, row in enumerate(rows):
                 self._lengths.add(len(row))
                 self._known[_key(row)] = [
-                    (None if keys is None else keys[i], chosen[i])
+                    (None if keys is None else keys[i], chosen[i].detached())
                     for i, segment in enumerate(prompt.segments)
                     if segment.row == number
                 ]
@@ -58,6 +60,17 @@ class FirstChoice:
             if found is not None:
                 return found
         return []
+
+
+def _refuse_training(strategy: PruningStrategy | None, prompt: Prompt, selection: Selection) -> None:
+    """New tokens of an earlier call are numbers made with the weights of then."""
+    learning = torch.is_grad_enabled() and prompt.vision is not None and prompt.vision.features.requires_grad
+    if learning and selection.features is not None:
+        raise UnsupportedError(
+            f"prune: turns='freeze' would use the tokens again that {strategy!r} made in an earlier call, through "
+            "which no gradient flows; train with turns='reselect', or wrap the call in torch.no_grad() when you do "
+            "not train"
+        )
 
 
 def _key(row: torch.Tensor) -> bytes:

@@ -21,7 +21,7 @@ def generate_pruned(generate: Callable[..., Any], call: dict[str, Any], pruned: 
     Args:
         generate: the unchanged method.
         call: the caller's arguments without those that the pruned prompt replaces.
-        pruned: the pruned prompt.
+        pruned: the pruned prompt, its last token's position `placed`.
         model: the model, for its default settings.
 
     Returns:
@@ -29,7 +29,7 @@ def generate_pruned(generate: Callable[..., Any], call: dict[str, Any], pruned: 
     """
     call = _relative_lengths(call, pruned, model)
     call = _with_whole_prompt(call, pruned)
-    output = generate(**{**call, **pruned.generate_kwargs()})
+    output = generate(**{**call, **pruned.generate_kwargs(placed=True)})
     if isinstance(output, Tensor):
         return pruned.restore(output)
     output.sequences = pruned.restore(output.sequences)

@@ -19,6 +19,11 @@ def check_ids(inputs: Mapping[str, Any]) -> Int[Tensor, "b l"]:
         ValueError: when it is not (prompts, columns).
     """
     ids = inputs.get("input_ids")
+    if isinstance(ids, Mapping):
+        raise TypeError(
+            f"prune: input_ids must be a tensor, got {type(ids).__name__} with {', '.join(map(str, ids))}; pass what "
+            "the processor returned with two stars, model.generate(**inputs) or model(**inputs)"
+        )
     if not isinstance(ids, Tensor):
         raise TypeError(f"prune: input_ids must be a tensor, got {type(ids).__name__}; pass what the processor returns")
     if ids.ndim != 2 or ids.is_floating_point() or ids.numel() == 0:

@@ -9,16 +9,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.checkpointing import arranged_outside, not_checkpointed
+from tokenprune.models.compiled import outside_graphs
 from tokenprune.models.decoder import DecoderRun
+from tokenprune.models.labels import cut_for_loss
+from tokenprune.models.no_copy import NoCopy
 from tokenprune.models.plan import Plan
 from tokenprune.models.pruning import Pruned
 from tokenprune.models.record import CallKind, Record
 
 
-class Inside:
+class Inside(NoCopy):
     """The part of an open context that follows prompts into the language model.
 
-    Calls take turns: while one is followed, it has the decoder to itself.
+    Calls take turns: while one is followed, it has the decoder to itself. Each is followed within a `with` block, so
+    that an interruption ends its turn, too.
     """
 
     def __init__(self, adapter: Adapter, plan: Plan, record: Record) -> None:
@@ -52,28 +57,35 @@ class Inside:
         layers: list[Any] = list(self.adapter.decoder_layers)
         return [(cut.layer - 1, layers[cut.layer - 1].mlp) for cut in self.plan.cuts if cut.before_ffn]
 
+    @outside_graphs
     def on_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Stands before the feed-forward part of decoder layer `number`."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         changed = None if run is None else run.before_ffn(number, args[0])
         return None if changed is None else ((changed, *args[1:]), kwargs)
 
+    @outside_graphs
     def behind_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Stands behind it."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         return None if run is None else run.behind_ffn(number, output)
 
+    @outside_graphs
     def behind_layers(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Stands behind the last decoder layer."""
         run: DecoderRun | None = getattr(self.local, "run", None)
         return None if run is None else run.behind_layers(output)
 
+    @outside_graphs
     def on_layer(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Stands before decoder layer `number`."""
         run: DecoderRun | None = getattr(self.local, "run", None)
-        return None if run is None else run.before_layer(number, args, kwargs)
+        if run is None or getattr(self.local, "within", False):
+            return None
+        self.local.served = number
+        return run.before_layer(number, args, kwargs)
 
     def follow(self, kind: CallKind, result: Pruned, stack: ExitStack) -> DecoderRun:
         """The prompt is about to enter the language model: follow it until `stack` closes."""
@@ -84,33 +96,69 @@ class Inside:
         stack.callback(run.close)
         self.open.add(run)
         self.local.run = run
+        self._around_checkpoints(run, stack)
         return run
 
-    def follow_forward(self, result: Pruned) -> None:
-        """The same for a plain forward, until `after_forward`."""
-        self.end_forward()  # of a call that was interrupted from the keyboard, which hooks do not see
-        self.local.forward = ExitStack()
-        self.follow("forward", result, self.local.forward)
+    def _around_checkpoints(self, run: DecoderRun, stack: ExitStack) -> None:
+        """Keep what is computed again in the backward pass free of this context, which is not around then."""
+        self.local.served = None
+        layers = list(self.adapter.decoder_layers)
+        cut_within = {number for number, _ in self._cut_within()} | {
+            cut.layer - 1 for cut in self.plan.cuts if cut.layer == len(layers)
+        }
+        stack.enter_context(not_checkpointed(layers[number] for number in cut_within))
+        for number, layer in list(enumerate(layers))[run.first :]:
+            arrange = functools.partial(self._arrange, run, number)
+            stack.enter_context(arranged_outside(layer, arrange, self._within))
 
-    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-        """Stands behind `model.forward`, also after an error (then `output` is None)."""
-        if getattr(self.local, "forward", None) is None:
-            return
-        run: DecoderRun | None = getattr(self.local, "run", None)
-        self.end_forward()
-        if output is not None and run is not None:
+    def _arrange(
+        self, run: DecoderRun, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The arguments of a checkpointed layer, unless its hook has made them already."""
+        served, self.local.served = self.local.served, None
+        return None if served == number else run.before_layer(number, args, kwargs)
+
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        """While open, hooks on layers know that the arguments are made."""
+        self.local.within = True
+        try:
+            yield
+        finally:
+            self.local.within = False
+
+    @contextmanager
+    def follow_forward(self, result: Pruned) -> Iterator[None]:
+        """The same for a plain forward, which is computed within.
+
+        Raises:
+            RuntimeError: at the end, when a stage did not fire.
+        """
+        with ExitStack() as stack:
+            run = self.follow("forward", result, stack)
+            loss: list[bool] | None = None
+            if result.pruned.labels is not None:
+                loss = stack.enter_context(cut_for_loss(self.adapter.model, self._labels))
+            yield
             run.check_finished()
+            self._check_loss(loss)
 
-    def end_forward(self) -> None:
-        """Stop following this thread's plain forward, if there is one."""
-        stack: ExitStack | None = getattr(self.local, "forward", None)
-        self.local.forward = None
-        if stack is not None:
-            stack.close()
+    def _labels(self) -> Tensor | None:
+        """Labels for the logits of this thread's forward; None in a thread whose forward nobody follows."""
+        run: DecoderRun | None = getattr(self.local, "run", None)
+        return None if run is None else run.labels()
+
+    def _check_loss(self, cut: list[bool] | None) -> None:
+        """Raise when labels were given (then `cut` is a list) and no loss was made of those of the kept columns."""
+        if cut is not None and not cut:
+            raise RuntimeError(
+                f"prune: {type(self.adapter.model).__name__} did not hand its labels to `loss_function`, so its loss "
+                "is not that of the columns that are left; leave labels out and make the loss from the logits through "
+                "record.calls[-1].cut_labels(labels)"
+            )
 
     def close(self) -> None:
-        """Take away whatever is still open."""
-        self.end_forward()
+        """Take away whatever is still open, in other threads too."""
         for run in list(self.open):
             run.close()
 

@@ -12,6 +12,7 @@ from tokenprune.core.places import Positions
 from tokenprune.core.selection import Selection
 from tokenprune.models.compact import PrunedPrompt
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.places import Places
 from tokenprune.models.prompt import Prompt
 
 MADE = -2
@@ -24,21 +25,33 @@ class Layout:
 
     Attributes:
         mask: bool (b, k), False on padding.
-        positions: int64 (b, k), 0 on padding.
+        positions: int64 (b, k) or (axes, b, k), those that feed the rotary embedding, 0 on padding.
+        following: int64 (b,) or (axes, b), position of the first generated token.
         columns: int64 (b, k), column of the dense prompt, -1 on padding, `MADE` for a token made on the way.
+        room: int64 (b, k), column of the dense prompt whose position decides where the slot goes when gaps are closed:
+            with several axes the token's own, with one axis the columns that are left in their order; for a token made
+            on the way that of the token after which it was put.
         lengths: number of real slots of each row, known without asking the device.
         rows: row of each image.
         slots: int64 (n,) for each image: slots of its tokens that are left, and of those made from it; ascending.
-        shift: int64 (b,), how far positions of new tokens lie below those that `generate` counts; None for nowhere.
+        places: positions of the dense prompt.
+        first_position: what they are counted from.
+        closed: whether no tokens were dropped without closing the gap in the positions.
+        moved: whether positions differ from those that entered the language model.
     """
 
     mask: Bool[Tensor, "b k"]
-    positions: Int[Tensor, "b k"]
+    positions: Int[Tensor, "*axes b k"]
+    following: Int[Tensor, "*axes b"]
     columns: Int[Tensor, "b k"]
+    room: Int[Tensor, "b k"]
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
     slots: tuple[Int[Tensor, " _"], ...]
-    shift: Int[Tensor, " b"] | None = None
+    places: Places
+    first_position: int = 0
+    closed: bool = True
+    moved: bool = False
 
 
 class Shorter(NamedTuple):
@@ -74,14 +87,21 @@ def entering(prompt: Prompt, pruned: PrunedPrompt, selections: Sequence[Selectio
     for segment, selection in zip(prompt.segments, selections, strict=True):
         lengths[segment.row] += selection.kept
         slots.append(slot[segment.row, segment.columns[selection.indices.to(slot.device)]])
+    positions, following, room = pruned.positions, pruned.next_position, columns.sort(dim=1).values
+    if positions.ndim > 2:
+        positions, following, room = positions[prompt.counting_axes :], following[prompt.counting_axes :], columns
     return Layout(
         mask=pruned.mask.bool(),
-        # With several axes the first one counts columns, as the positions behind a "compact" cut do.
-        positions=(pruned.positions if pruned.positions.ndim == 2 else pruned.positions[0]) + pruned.first_position,
+        positions=positions + pruned.first_position,
+        following=following + pruned.first_position,
         columns=columns,
+        room=room.clamp_min(0),
         lengths=tuple(lengths),
         rows=tuple(segment.row for segment in prompt.segments),
         slots=tuple(slots),
+        places=prompt.places,
+        first_position=pruned.first_position,
+        closed=pruned.policy == "compact",
     )
 
 
@@ -92,7 +112,7 @@ def shorten(layout: Layout, kept: Sequence[Int[Tensor, " _"]], policy: Positions
         layout: the sequences.
         kept: of each image the tokens that stay, as ascending places within its `slots`.
         policy: "original": everything keeps the position that it has, and new tokens take that of the slot before them.
-            "compact": positions count up from that of the row's first token.
+            "compact": gaps are closed, by the rule of `tokenprune.models.places`.
         made: number of new tokens of each image; none where it is left out.
 
     Raises:
@@ -128,23 +148,45 @@ def shorten(layout: Layout, kept: Sequence[Int[Tensor, " _"]], policy: Positions
     anchor = anchor.gather(1, source)
     mask = torch.arange(length, device=flags.device) >= length - counts
     slot = torch.zeros_like(key).scatter(1, source, torch.arange(length, device=key.device).expand(source.shape))
-    positions, shift = layout.positions.gather(1, anchor), layout.shift
-    if policy == "compact":
-        first = layout.positions.gather(1, layout.mask.long().argmax(1, keepdim=True))
-        positions = first + mask.long().cumsum(1) - 1
-        before = 0 if shift is None else shift
-        shift = before + layout.positions[:, -1] - positions[:, -1]
     columns = layout.columns.gather(1, anchor).masked_fill(source >= old, MADE).masked_fill(~mask, -1)
+    rooms = layout.room.gather(1, anchor)
+    positions = layout.positions.gather(-1, anchor.expand(*layout.positions.shape[:-2], -1, -1))
+    positions, following = positions.masked_fill(~mask, 0), layout.following
+    if policy == "compact":
+        positions, following = _without_gaps(layout, columns, rooms)
     shortened = Layout(
         mask=mask,
-        positions=positions.masked_fill(~mask, 0),
+        positions=positions,
+        following=following,
         columns=columns,
+        room=rooms,
         lengths=tuple(lengths),
         rows=layout.rows,
         slots=tuple(slot[row, here] for row, here in zip(layout.rows, places, strict=True)),
-        shift=shift,
+        places=layout.places,
+        first_position=layout.first_position,
+        closed=policy == "compact",
+        moved=layout.moved or policy == "compact",
     )
     return Shorter(shortened, source, anchor)
+
+
+def _without_gaps(layout: Layout, columns: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of slots with these columns and rooms when gaps are closed, and of the first token after them."""
+    made, own = columns == MADE, columns >= 0  # (b, k)
+    length = layout.places.mask.shape[1]
+    kept = torch.zeros_like(layout.places.image).scatter_reduce(1, room, own.long(), "amax").bool()  # (b, l)
+    number = torch.zeros_like(layout.places.image).scatter_add(1, room, made.long())  # (b, l)
+    closed = layout.places.close(kept, number)
+    positions = closed.positions.gather(-1, room.expand(len(closed.positions), -1, -1))
+    # Made tokens of one image are side by side: the number within the image is that in the row less those before it.
+    runs = layout.places.runs
+    counts = number.new_zeros((len(number), length + 1)).scatter_add(1, runs, number)
+    before = (counts.cumsum(1) - counts).gather(1, runs.gather(1, room))
+    new = closed.made.gather(1, room) + made.long().cumsum(1) - 1 - before
+    positions = torch.where(made, new, positions).masked_fill(~(made | own), 0) + layout.first_position
+    following = closed.following + layout.first_position
+    return (positions, following) if layout.positions.ndim > 2 else (positions[0], following[0])
 
 
 def _per_row(rows: Sequence[int], made: Sequence[int]) -> list[int]:

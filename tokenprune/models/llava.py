@@ -55,7 +55,7 @@ class LlavaAdapter(Adapter):
             seen = [stack.enter_context(tap(*reading)) for reading in self._readings(layers[-1], want, crop)]
             output = self.base.get_image_features(**options, return_dict=True)
         features, pixels = list(output.pooler_output), options["pixel_values"]
-        signals = {signal: tuple(values) for calls in seen for signal, values in calls[0].items()}
+        signals = {signal: tuple(values) for calls in seen for signal, values in calls[0]().items()}
         rows = [signal for signal in want if isinstance(signal.source, FromProjector)]
         if rows:
             states = torch.cat([output.hidden_states[i] for i in layers], dim=-1)  # (b, p, c)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenprune.core.checks import Yields
 from tokenprune.core.fields import check_choice
 from tokenprune.core.merging import Merging
 from tokenprune.core.places import InDecoder, InTower, Place, Positions
@@ -82,6 +83,11 @@ def tower_part(strategy: PruningStrategy) -> Merging | None:
     return first if isinstance(first, Merging) else None
 
 
+def makes(strategy: PruningStrategy, kind: Yields) -> bool:
+    """Tell whether a stage of the strategy leaves tokens of a kind, "merged" or "extended"."""
+    return any(stage.yields == kind for stage in strategy.stages)
+
+
 def make_plan(strategy: PruningStrategy, positions: Positions | None = None) -> Plan:
     """Take a strategy apart by site.
 
@@ -108,8 +114,8 @@ def make_plan(strategy: PruningStrategy, positions: Positions | None = None) -> 
         Cut(layer=layer, stages=tuple(stage for stage, _ in group), policy=positions or group[-1][1])
         for layer, group in sorted(layers.items())
     )
-    # Without a stage before the language model nothing is dropped there, and both policies are the same.
-    first = "original" if before is None else before.place.positions
+    # Without a stage before the language model nothing is dropped there: there are no gaps, with either policy.
+    first = "compact" if before is None else before.place.positions
     return Plan(strategy=strategy, before=before, policy=positions or first, cuts=cuts)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from tokenprune.core.signals import CLIP_TEXT, PROMPT_NUMBER, Signal
 from tokenprune.core.tokens import Tokens
 from tokenprune.models.adapter import NO_SIGNALS, Adapter
-from tokenprune.models.inputs import check_ids, default_positions, padding_mask
+from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.inputs import PadIds, check_ids, default_positions, padding_mask
+from tokenprune.models.places import Places
 from tokenprune.models.vision import Grid, Vision
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class Prompt:
         counting_axes: leading axes of `positions` that only count columns.
         first_position: what a plain forward adds to `positions`.
         clip: the adapter's, which reads the question.
+        ends_in_image: whether the last token of some row is visual.
     """
 
     ids: Int[Tensor, "b l"]
@@ -70,19 +74,35 @@ class Prompt:
     counting_axes: int = 0
     first_position: int = 0
     clip: "Clip | None" = None
+    ends_in_image: bool = False
 
-    def tokens(self, want: Collection[Signal] = NO_SIGNALS) -> list[Tokens]:
+    @cached_property
+    def places(self) -> Places:
+        """The positions that feed the rotary embedding, and what the policy "compact" makes of them."""
+        image = torch.full_like(self.ids, -1)
+        if self.segments:
+            counts = torch.tensor([segment.columns.shape[0] for segment in self.segments])
+            rows = torch.tensor([segment.row for segment in self.segments]).repeat_interleave(counts).to(image.device)
+            numbers = torch.arange(len(self.segments)).repeat_interleave(counts).to(image.device)
+            image[rows, torch.cat([segment.columns for segment in self.segments])] = numbers
+        positions = self.positions[None] if self.positions.ndim == 2 else self.positions[self.counting_axes :]
+        return Places(positions=positions, image=image, mask=self.mask)
+
+    def tokens(self, want: Collection[Signal] = NO_SIGNALS, *, attached: bool = False) -> list[Tokens]:
         """What a strategy sees: one `Tokens` per image, in placeholder order, with every signal that `vision` holds.
 
         `question` marks the text after the last image of the row.
 
         Args:
             want: signals; `CLIP_TEXT` is computed here, when it is among them and there is a `clip`.
+            attached: leave what comes from the vision side connected to projector and tower, so that a gradient flows
+                back through tokens that a strategy makes of it. What comes from the text is never connected.
         """
         if self.vision is None:
             return []
         vision, embeds = self.vision, self.embeds.detach()
-        visual = vision.features.detach().to(embeds.device, embeds.dtype).split(vision.counts)
+        features = vision.features if attached else vision.features.detach()
+        visual = features.to(embeds.device, embeds.dtype).split(vision.counts)
         text, question, clip_text = {}, {}, {}
         for segment in self.segments:  # the last image of a row wins
             row, columns = segment.row, self.text[segment.row]
@@ -92,7 +112,7 @@ class Prompt:
             clip_text = {row: self.clip.text(self.clip.question(self.ids[row, self.mask[row]])) for row in text}
         images = []
         for i, segment in enumerate(self.segments):
-            row, signals = segment.row, {PROMPT_NUMBER: segment.row, **vision.of(i, embeds.device)}
+            row, signals = segment.row, {PROMPT_NUMBER: segment.row, **vision.of(i, embeds.device, attached=attached)}
             if clip_text:
                 signals[CLIP_TEXT] = clip_text[row].to(embeds.device)
             images.append(Tokens(visual[i], text[row], question[row], vision.grids[i], signals=signals))
@@ -123,6 +143,7 @@ def build_prompt(
     Raises:
         TypeError: when `input_ids` or `attention_mask` is no tensor of the right kind.
         ValueError: when shapes do not fit, or placeholders and image tokens differ in number.
+        UnsupportedError: when `attention_mask` hides visual tokens.
     """
     ids = adapter.to_model(check_ids(inputs))
     mask = padding_mask(inputs.get("attention_mask"), ids, pad)
@@ -130,6 +151,7 @@ def build_prompt(
     visual = is_placeholder(ids, adapter)
     # The only transfer from the device: two bits per column. What follows is planned on the host.
     visual_host, mask_host = torch.stack([visual, mask]).cpu().unbind()
+    _refuse_hidden(visual_host, mask_host, inputs)
     segments: tuple[Segment, ...] = ()
     if vision is not None:
         segments = _segments(visual_host, vision, ids.device)
@@ -154,7 +176,48 @@ def build_prompt(
         labels=_per_column("labels", inputs, ids),
         extras={name: inputs[name] for name in adapter.length_keys if inputs.get(name) is not None},
         clip=adapter.clip,
+        ends_in_image=_ends_in_image(visual_host & mask_host, mask_host),
     )
+
+
+def refuse_hidden(adapter: Adapter, inputs: Mapping[str, Any], pad: PadIds = (None, frozenset())) -> None:
+    """Raise when the caller hides visual tokens from the language model.
+
+    Budgets, rasters and scores are those of whole images: what a method takes for the image must be what the model
+    sees.
+
+    Args:
+        adapter: the model's adapter.
+        inputs: `input_ids`, and `attention_mask` when there is one.
+        pad: see `build_prompt`.
+
+    Raises:
+        UnsupportedError: naming the prompt and the number of tokens.
+    """
+    ids = check_ids(inputs)
+    mask = padding_mask(inputs.get("attention_mask"), ids, pad)
+    visual, mask = torch.stack([is_placeholder(ids, adapter), mask]).cpu().unbind()
+    _refuse_hidden(visual, mask, inputs)
+
+
+def _refuse_hidden(visual: Bool[Tensor, "b l"], mask: Bool[Tensor, "b l"], inputs: Mapping[str, Any]) -> None:
+    hidden = (visual & ~mask).sum(1)  # (b,)
+    if not bool(hidden.any()):
+        return
+    row = int(hidden.nonzero()[0])
+    what = "attention_mask hides"
+    if inputs.get("attention_mask") is None:
+        what = "without attention_mask, columns with pad_token_id are padding, which hides"
+    raise UnsupportedError(
+        f"prune: {what} {int(hidden[row])} of the {int(visual[row].sum())} visual tokens of prompt {row}; budgets, "
+        "rasters and scores are those of whole images: unmask all tokens of an image (1 in attention_mask), or leave "
+        "the image out of prompt and pixels"
+    )
+
+
+def _ends_in_image(visual: Bool[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> bool:
+    last = torch.where(mask, torch.arange(mask.shape[1]), 0).amax(1, keepdim=True)  # (b, 1)
+    return bool(visual.gather(1, last).any())
 
 
 def is_placeholder(ids: Int[Tensor, "b l"], adapter: Adapter) -> Bool[Tensor, "b l"]:

@@ -4,21 +4,23 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tokenprune.core.places import Positions
 from tokenprune.core.selection import Selection
-from tokenprune.core.signals import IMAGE_KEY, Signal
+from tokenprune.core.signals import IMAGE_KEY, FromTower, Signal
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.models.adapter import Adapter
+from tokenprune.models.checkpointing import not_checkpointed, without_graph
 from tokenprune.models.clip import Clip, see
 from tokenprune.models.compact import PrunedPrompt, compact
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.families import adapter_for
 from tokenprune.models.inputs import PadIds
-from tokenprune.models.plan import Plan, make_plan
-from tokenprune.models.prompt import Prompt, build_prompt, is_placeholder
-from tokenprune.models.refuse import refuse_embeddings
+from tokenprune.models.plan import Plan, make_plan, makes
+from tokenprune.models.prompt import Prompt, build_prompt, is_placeholder, refuse_hidden
+from tokenprune.models.refuse import refuse_embeddings, refuse_packed
 from tokenprune.models.select import Chosen, as_strategy, choose_all, fit_strategy, select_tokens
 from tokenprune.models.turns import CachedPrompt, check_images, continue_prompt, new_segments, overlap
 from tokenprune.models.vision import Vision
@@ -65,7 +67,11 @@ def prune_batch(
         encoding: entered while the vision tower runs.
         want: signals to fill beside those that the strategy takes.
         choose: lets a strategy choose.
+
+    Raises:
+        UnsupportedError: when `attention_mask` hides visual tokens; before the images are encoded.
     """
+    refuse_hidden(adapter, inputs, pad)
     vision = _encoded(adapter, plan, inputs, encoding, want)
     prompt = build_prompt(adapter, inputs, vision, forward=forward, pad=pad)
     selections, seconds, frozen = choose(plan.before, prompt)
@@ -95,10 +101,12 @@ def continue_batch(
         encoding: entered while the vision tower runs.
 
     Raises:
-        UnsupportedError: when the family cannot continue a cache, or not one with gaps.
+        UnsupportedError: when the family cannot continue a cache, or not one with gaps; when `attention_mask` hides
+            visual tokens.
         ValueError: when the prompts do not continue what is in the cache.
     """
     _refuse_turn(adapter, "kept cache")
+    refuse_hidden(adapter, inputs, pad)
     vision = _encoded(adapter, plan, inputs, encoding, {IMAGE_KEY})
     prompt = build_prompt(adapter, inputs, vision, pad=pad)
     seen = overlap(cached, prompt.ids, prompt.mask)
@@ -140,12 +148,21 @@ def _encoded(
     plan: Plan,
     inputs: Mapping[str, Any],
     encoding: AbstractContextManager[object] | None,
-    want: Collection[Signal],
+    wanted: Collection[Signal],
 ) -> Vision | None:
     if not adapter.has_visual(inputs):
         return None
-    with encoding or nullcontext():
-        return see(adapter, inputs, {*plan.strategy.needs, *want}, plan.tower)
+    want = {*plan.strategy.needs, *wanted}
+    with encoding or nullcontext(), not_checkpointed(_weighing_layers(adapter, plan, want)):
+        return see(adapter, inputs, want, plan.tower)
+
+
+def _weighing_layers(adapter: Adapter, plan: Plan, want: Collection[Signal]) -> list[nn.Module]:
+    """Layers whose keys may become weights of new tokens, where checkpointing would cut those off from the tower."""
+    read = any(isinstance(signal.source, FromTower) for signal in want)
+    if not (torch.is_grad_enabled() and makes(plan.strategy, "merged") and read):
+        return []
+    return [layer for layer in adapter.vision_tower.modules() if without_graph(layer)]
 
 
 def _keys_by_row(prompt: Prompt) -> tuple[tuple[int, ...], ...] | None:
@@ -160,23 +177,28 @@ def _keys_by_row(prompt: Prompt) -> tuple[tuple[int, ...], ...] | None:
 def prune_inputs(
     model: Any,  # noqa: ANN401
     strategy: PruningStrategy | str,
-    *,
+    *misplaced: object,
     positions: Positions | None = None,
     clip: Clip | None = None,
+    generate: bool = True,
     **inputs: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
     """Prune a batch of prompts and hand back arguments for the model; the model is not touched.
 
     The same as `prune` as a pure function: `model(**prune_inputs(model, strategy, **inputs))`, or `model.generate` with
-    them, which then returns the new tokens alone. Gradients flow through to the projector, except for tokens that a
-    strategy made; wrap the call in `torch.no_grad()` when they are not needed.
+    them, which then returns the new tokens alone. Gradients flow through kept and merged tokens to the projector and to
+    the vision tower; wrap the call in `torch.no_grad()` when they are not needed.
 
     Args:
         model: a supported transformers model.
         strategy: a strategy, or its text form.
-        positions: "original" keeps the positions of the full prompt, "compact" renumbers; None takes what the method's
-            authors do.
+        misplaced: nothing; what the processor returned goes by keyword, with two stars.
+        positions: "original" keeps the positions of the full prompt, "compact" closes the gaps, by the rule that
+            `tokenprune.models.places` states; None takes what the method's authors do.
         clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
+        generate: False for arguments of a plain forward only. `model.generate` counts on from the last position, which
+            is wrong after a prompt that ends in an image whose last tokens were dropped; so such a prompt is refused
+            unless this is False or there are `labels`.
         inputs: what the processor returned (`input_ids`, `attention_mask`, `pixel_values`, ...), and `labels`.
 
     Returns:
@@ -185,8 +207,14 @@ def prune_inputs(
 
     Raises:
         TypeError: for an argument that does not belong to a prompt.
-        ValueError: when prompts and images do not fit together, or strategy and model.
+        ValueError: when prompts and images do not fit together, or strategy and model; when `model.generate` would
+            place the next token wrongly.
     """
+    if misplaced or isinstance(strategy, Mapping):
+        raise TypeError(
+            "prune_inputs: takes model and strategy by position and no more; pass what the processor returned with two "
+            "stars, prune_inputs(model, strategy, **inputs)"
+        )
     adapter = adapter_for(model)
     adapter.clip = clip
     strategy = fit_strategy(as_strategy(strategy), adapter)
@@ -197,6 +225,7 @@ def prune_inputs(
             "use the context prune(model, strategy)"
         )
     refuse_embeddings(inputs, what="prune_inputs")
+    refuse_packed(inputs)
     known = {"input_ids", "attention_mask", "position_ids", "labels", *adapter.modality_keys, *adapter.length_keys}
     unknown = sorted(inputs.keys() - known)
     if unknown:
@@ -209,6 +238,12 @@ def prune_inputs(
         raise UnsupportedError(
             f"prune_inputs: {type(model).__name__} adds features to the visual tokens inside its language model, which "
             "no arguments can express; use the context prune(model, strategy)"
+        )
+    if generate and inputs.get("labels") is None and result.pruned.jumps():
+        raise UnsupportedError(
+            "prune_inputs: a prompt ends in an image whose last tokens were dropped, and no arguments can tell "
+            "model.generate where the next token goes; end the prompt in text, use the context prune(model, strategy), "
+            "or say generate=False for a plain forward"
         )
     return result.pruned.as_inputs()
 

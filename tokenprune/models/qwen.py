@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from tokenprune.core.signals import IMAGE_KEY, TILES, Signal
@@ -21,7 +21,7 @@ class QwenVLAdapter(Adapter):
     """Adapter for Qwen2-VL and Qwen2.5-VL. `tiles` of a video are its frames (pairs of frames make one).
 
     Positions have four axes: the first counts columns and is what `generate` counts on, the other three feed the rotary
-    embedding. Under "compact" positions all three count up, which gives up the place of a token in its image.
+    embedding. Under "compact" positions an image takes the room of a smaller one: see `tokenprune.models.places`.
     """
 
     model_types: ClassVar[frozenset[str]] = frozenset({"qwen2_vl", "qwen2_5_vl"})
@@ -53,11 +53,6 @@ class QwenVLAdapter(Adapter):
         return frozenset({int(self.model.config.image_token_id), int(self.model.config.video_token_id)})
 
     known: ClassVar[frozenset[Signal]] = Adapter.known | {TILES}
-
-    def rotary(self, hidden: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"]) -> tuple[Tensor, Tensor]:
-        """See `Adapter.rotary`; the three axes count alike."""
-        cos, sin = self.decoder.rotary_emb(hidden, position_ids=positions.expand(3, -1, -1))
-        return cos, sin
 
     def encode(self, inputs: Mapping[str, Any], want: Collection[Signal] = NO_SIGNALS) -> Vision:
         """Run the tower once for images and once for videos; see `Adapter.encode`."""

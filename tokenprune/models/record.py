@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenprune.core.places import InDecoder, Positions
 from tokenprune.core.selection import Selection, StageCount
 from tokenprune.core.strategy import PruningStrategy
+from tokenprune.models.labels import labels_at
 from tokenprune.models.plan import Site, site_of
 from tokenprune.models.prompt import Prompt
 
@@ -42,6 +43,9 @@ class ImageRecord:
         frozen: True when the selection is that of an earlier turn, kept by `turns="freeze"`.
         extra_tokens: tokens made inside the decoder that are left beside `indices`.
         sizes: for strategies inside the vision tower, how many patches each of `indices` stands for.
+        gradient: whether a gradient flows back through the tokens that the strategy made; None where it made none, and
+            in calls that record no gradient. Through tokens that are only kept it always flows, through the choice of
+            tokens never.
     """
 
     call: int
@@ -61,6 +65,7 @@ class ImageRecord:
     frozen: bool = False
     extra_tokens: int = 0
     sizes: tuple[int, ...] = ()
+    gradient: bool | None = None
 
     @property
     def layer_average(self) -> float:
@@ -91,6 +96,7 @@ class ImageRecord:
             "layer_average": self.layer_average,
             "frozen": self.frozen,
             "extra_tokens": self.extra_tokens,
+            "gradient": self.gradient,
         }
 
 
@@ -119,6 +125,32 @@ class CallRecord:
     select_seconds: float
     cached: int = 0
 
+    def cut_labels(self, labels: Int[Tensor, "b l"]) -> Int[Tensor, "b k"]:
+        """Labels of the prompts for the logits of this call: those of the columns that are left, -100 elsewhere.
+
+        As in the model's own loss, the first token of each row, which nothing predicts, gets -100. For metrics, and for
+        losses of your own.
+
+        Args:
+            labels: int64 (prompts, columns_in), as for the model.
+
+        Raises:
+            ValueError: when the labels are not those of this call's prompts.
+        """
+        if labels.shape != (self.prompts, self.columns_in):
+            raise ValueError(
+                f"cut_labels: labels must be (prompts, columns) = {(self.prompts, self.columns_in)}, the shape of the "
+                f"prompts of this call, got {tuple(labels.shape)}; take the record of the call that they belong to"
+            )
+        return labels if self.columns is None else labels_at(labels, self.columns.to(labels.device))
+
+
+def _gradient(kind: CallKind, selection: Selection) -> bool | None:
+    made = [tensor for tensor in (selection.features, selection.extra) if tensor is not None and tensor.numel()]
+    if not made or kind == "generate" or not torch.is_grad_enabled():
+        return None
+    return all(tensor.requires_grad for tensor in made)
+
 
 class Record:
     """What a `prune` context did; it grows with every call of the model.
@@ -138,6 +170,14 @@ class Record:
         self.positions = positions
         self._calls: list[CallRecord] = []
         self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles carry: the calls so far, without the lock."""
+        with self._lock:
+            return {**vars(self), "_calls": list(self._calls), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=Lock())
 
     @property
     def calls(self) -> tuple[CallRecord, ...]:
@@ -218,6 +258,7 @@ class Record:
                     layer_tokens=entering,
                     frozen=old,
                     extra_tokens=0 if selection.extra is None else selection.extra.shape[0],
+                    gradient=_gradient(kind, selection),
                     sizes=() if selection.sizes is None else tuple(selection.sizes.int().tolist()),
                 )
                 for segment, selection, rows, entering, old in zip(

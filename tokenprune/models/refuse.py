@@ -1,12 +1,15 @@
 """Ways of calling a model that cannot be pruned correctly are refused before anything is computed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from tokenprune.models.cache_state import cached_length
+from tokenprune.models.cache_state import cached_length, refuse_state
+from tokenprune.models.checkpointing import can_arrange, checkpointed
 from tokenprune.models.errors import UnsupportedError
+from tokenprune.models.labels import IGNORED
 from tokenprune.models.plan import Plan
 from tokenprune.models.turns import CachedPrompt
 
@@ -69,10 +72,10 @@ def refuse_continuing(state: CachedPrompt | str, call: Mapping[str, Any], plan: 
     Raises:
         UnsupportedError: with the way out.
     """
+    if isinstance(state, str):
+        refuse_state(state)
     head = "prune: these past_key_values cannot be continued"
     way_out = "pass the whole conversation without past_key_values"
-    if isinstance(state, str):
-        raise UnsupportedError(f"{head}: {state}; {way_out}")
     if state.length != length:
         raise UnsupportedError(
             f"{head}: they hold {length} columns, but {state.length} when generate handed them over; {way_out}"
@@ -91,24 +94,35 @@ def refuse_continuing(state: CachedPrompt | str, call: Mapping[str, Any], plan: 
     return state
 
 
-def refuse_in_decoder(call: Mapping[str, Any], model: nn.Module, *, what: str) -> None:
+def refuse_in_decoder(
+    call: Mapping[str, Any], model: nn.Module, layers: Iterable[nn.Module] = (), *, what: str
+) -> None:
     """Raise for calls that pruning inside the language model cannot follow.
+
+    Args:
+        call: the arguments.
+        model: the whole model.
+        layers: its decoder layers.
+        what: "generate" or "a forward".
 
     Raises:
         UnsupportedError: naming the argument and the way out.
     """
     head = f"prune: {what} with a stage inside the decoder"
-    if call.get("labels") is not None:
+    again = [layer for layer in layers if checkpointed(layer)]
+    if again and (what == "generate" or not all(map(can_arrange, again))):
         raise UnsupportedError(
-            f"{head} cannot take labels, which are longer than its logits; leave them out and make the loss from the "
-            "logits through record.calls[-1].columns"
-        )
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise UnsupportedError(
-            f"{head} does not go with gradient checkpointing, which runs layers again; switch it off"
+            f"{head} does not go with gradient checkpointing in training mode, which "
+            + (
+                "leaves the cache empty; call model.eval() before"
+                if what == "generate"
+                else f"{type(again[0]).__name__} does otherwise than transformers' layers; switch it off"
+            )
         )
     if what != "generate":
         return
+    if call.get("labels") is not None:
+        raise UnsupportedError(f"{head} makes no loss; leave labels out, or call the model itself")
     if setting("use_cache", call, model) is False:
         raise UnsupportedError(f"{head} needs the cache, in which the dropped tokens are missing; set use_cache=True")
     kind = setting("cache_implementation", call, model)
@@ -159,6 +173,51 @@ def refuse_columns(call: Mapping[str, Any], known: Collection[str], shape: tuple
         raise UnsupportedError(
             "prune: logits_to_keep as a tensor names columns of the full prompt; pass a number, or pick from the "
             "logits through record.calls[-1].columns"
+        )
+
+
+_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+
+
+def refuse_packed(call: Mapping[str, Any]) -> None:
+    """Raise for several sequences packed into one row, which would see each other in a pruned prompt.
+
+    transformers tells them apart by positions that begin anew, or by arguments that count columns of the full prompt.
+
+    Raises:
+        UnsupportedError: naming the argument.
+    """
+    name = next((name for name in _PACKING if call.get(name) is not None), None)
+    positions = call.get("position_ids")
+    if name is None and call.get("attention_mask") is None and isinstance(positions, Tensor) and positions.ndim == 2:
+        name = "position_ids" if bool((positions.diff(dim=1) <= 0).any()) else None
+    if name is not None:
+        raise UnsupportedError(
+            f"prune: {name} tells of several sequences packed into one row, which is not supported; give every "
+            "sequence a row of its own, padded, with an attention_mask"
+        )
+
+
+def refuse_visual_labels(call: Mapping[str, Any], visual: Bool[Tensor, "b l"]) -> None:
+    """Raise when labels of image placeholders were counted for a loss in which dropped ones are missing.
+
+    Args:
+        call: the arguments, `num_items_in_batch` among them.
+        visual: True on placeholders.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    labels = call.get("labels")
+    if (
+        isinstance(labels, Tensor)
+        and labels.shape == visual.shape
+        and bool(((labels.to(visual.device) != IGNORED) & visual).any())
+    ):
+        raise ValueError(
+            f"prune: labels has entries other than {IGNORED} at image placeholders, and num_items_in_batch, by which "
+            f"the loss is divided, counts them, but some of these columns are dropped; set labels to {IGNORED} where "
+            "input_ids are image placeholders"
         )
 
 

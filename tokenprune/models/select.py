@@ -1,7 +1,10 @@
 """Running a strategy on a prompt, timed; and whether it fits the model at all."""
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
 
 from tokenprune.core.merging import Merging
 from tokenprune.core.places import InDecoder
@@ -9,10 +12,12 @@ from tokenprune.core.selection import Selection
 from tokenprune.core.signals import CLIP_TEXT, CLIP_VISUAL, TOWER_SIZE, VISION_STATES
 from tokenprune.core.strategy import PruningStrategy, Stage
 from tokenprune.core.text import parse
+from tokenprune.core.tokens import Tokens
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clock import now
+from tokenprune.models.compiled import outside_graphs
 from tokenprune.models.errors import UnsupportedError
-from tokenprune.models.plan import site_of, tower_part
+from tokenprune.models.plan import makes, site_of, tower_part
 from tokenprune.models.prompt import Prompt
 from tokenprune.models.signals import in_decoder
 from tokenprune.models.tower import check_layers
@@ -146,6 +151,7 @@ def choose_all(strategy: PruningStrategy | None, prompt: Prompt) -> Chosen:
     return Chosen(*select_tokens(strategy, prompt))
 
 
+@outside_graphs
 def select_tokens(
     strategy: PruningStrategy | None, prompt: Prompt, *, only: Sequence[int] | None = None
 ) -> tuple[list[Selection], float]:
@@ -182,6 +188,27 @@ def select_tokens(
             "prompt; use prune or prune_inputs, or tokenprune.models.clip.see with the strategy as `tower`"
         )
     start = now(device)
-    images = prompt.tokens(strategy.needs)
+    learning = torch.is_grad_enabled() and makes(strategy, "merged")
+    images = prompt.tokens(strategy.needs, attached=learning)
     selections = strategy.select_batch([images[i] for i in chosen])
+    if learning:
+        warn_if_constant(strategy, images, selections)
     return selections, now(device) - start
+
+
+def warn_if_constant(strategy: PruningStrategy, images: Sequence[Tokens], selections: Sequence[Selection]) -> None:
+    """Warn when a model is being trained and the tokens that the strategy made carry no gradient.
+
+    Args:
+        strategy: what chose.
+        images: what it got.
+        selections: what it answered.
+    """
+    vectors = [tensor for selection in selections for tensor in (selection.features, selection.extra)]
+    made = [tensor for tensor in vectors if tensor is not None and tensor.numel()]
+    if made and any(image.attached for image in images) and not any(tensor.requires_grad for tensor in made):
+        warnings.warn(
+            f"prune: {strategy!r} makes new tokens through which no gradient flows, so nothing before them learns from "
+            "them; train with another strategy, or wrap the call in torch.no_grad() when you do not train",
+            stacklevel=2,
+        )

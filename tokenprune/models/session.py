@@ -5,7 +5,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,24 @@ from transformers import GenerationMixin
 
 from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.models.adapter import Adapter
-from tokenprune.models.cache_state import cached_length, lock, state_of, unlock
+from tokenprune.models.cache_state import (
+    INTERRUPTED,
+    LAYERS_DIFFER,
+    cached_length,
+    lock,
+    refuse_state,
+    state_of,
+    unlock,
+)
+from tokenprune.models.compiled import outside_graphs, seen_by_graphs
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.first_choice import FirstChoice, TurnPolicy
 from tokenprune.models.generation import generate_pruned
-from tokenprune.models.inject import check_injected, inject, injected
+from tokenprune.models.inject import injected, placed
 from tokenprune.models.inputs import PadIds, check_ids
 from tokenprune.models.inside import Inside
 from tokenprune.models.installed import Installed
+from tokenprune.models.no_copy import NoCopy, Shadow, refuse_copy
 from tokenprune.models.plan import Plan
 from tokenprune.models.prompt import is_placeholder
 from tokenprune.models.pruning import Choose, Pruned, continue_batch, prune_batch, raise_missing_pixels
@@ -32,16 +42,33 @@ from tokenprune.models.refuse import (
     refuse_embeddings,
     refuse_generate,
     refuse_in_decoder,
+    refuse_packed,
+    refuse_visual_labels,
     setting,
 )
 from tokenprune.models.select import choose_all
 from tokenprune.models.turns import CachedPrompt, cached_prompt
+from tokenprune.models.unwrap import refuse_virtual_tokens
 
 _PROMPT_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 
 
-class Session:
-    """One open context: what it put on the model, and its record."""
+class Expected(NamedTuple):
+    """What `on_forward` found out about a plain forward that `model.forward` is about to compute."""
+
+    pruned: Pruned | None
+    """A pruned batch that must be followed into the language model."""
+    cache: object = None
+    """A cache with pruned columns that the forward continues."""
+
+
+class Session(NoCopy):
+    """One open context: what it put on the model, and its record.
+
+    Nothing of a call outlives it, whatever ends it: a call of `generate` is followed within our own function of that
+    name, and a plain forward within ours, which `model(...)` calls after the hooks. Only `Expected` lies between those
+    two; an interruption there leaves it, and the thread's next call drops it.
+    """
 
     def __init__(self, adapter: Adapter, plan: Plan, turns: TurnPolicy = "reselect") -> None:
         self.adapter = adapter
@@ -49,12 +76,12 @@ class Session:
         self.plan = plan
         self.record = Record(plan.strategy, plan.final_policy)
         self.plain_generate: Callable[..., Any] = self.model.generate
+        self.plain_forward: Callable[..., Any] = self.model.forward
         self.generate_signature = _signature(self.plain_generate)
         self.forward_signature = inspect.signature(self.model.forward)
-        self.shadow = self.make_shadow()
         self.installed = Installed(self.model)
-        self.leftover = ExitStack()
-        # A plain number, which compiled decode steps can read. Calls with pixels are looked at whatever it says.
+        self.is_open = False
+        # In all threads. A plain number, which compiled decode steps can read.
         self.generating = 0
         self.generating_lock = threading.Lock()
         self.local = threading.local()
@@ -69,26 +96,32 @@ class Session:
             (self.model, self.on_forward),
             (self.adapter.vision_tower, self.on_tower),
         ]
-        after: list[tuple[nn.Module, Callable[..., Any], bool]] = []
+        after: list[tuple[nn.Module, Callable[..., Any]]] = [(self.model, self.after_forward)]
         if self.inside is not None:
             hooks.extend(self.inside.hooks())
-            after.append((self.model, self.inside.after_forward, True))
-            after.extend((module, hook, False) for module, hook in self.inside.hooks_behind())
+            after.extend(self.inside.hooks_behind())
         if "flash" in (self.adapter.decoder.config._attn_implementation or ""):
             # Behind the others, which count from these positions.
             hooks.extend((layer, self.on_flash_layer) for layer in self.adapter.decoder_layers)
+        shadows = {
+            **self.adapter.shadows(),
+            "generate": Shadow(self.plain_generate, outside_graphs(self.generate)),
+            "__reduce_ex__": refuse_copy,
+        }
         with ExitStack() as stack:
-            stack.enter_context(self.leftover)
             if self.inside is not None:
                 stack.callback(self.inside.close)
-            stack.enter_context(
-                self.installed.standing(hooks, after, {**self.adapter.shadows(), "generate": self.shadow})
-            )
+            stack.enter_context(self.installed.standing(hooks, after, shadows, {"forward": self.make_forward()}))
+            modules = [module for module, _ in (*hooks, *after)]
+            stack.enter_context(seen_by_graphs(module for module in modules if module is not self.model))
+            self.is_open = True
+            stack.callback(setattr, self, "is_open", False)
             yield
             self.installed.check("were removed while the context was open: calls since then were not pruned")
 
     # What stands on the model
 
+    @outside_graphs
     def on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The witness: the vision tower runs for the pruning, or visual tokens are on their way past it."""
         if not getattr(self.local, "encoding", False):
@@ -106,7 +139,7 @@ class Session:
         Attention gets its positions from the rotary embedding. With a cache that is not empty the packed path is wrong:
         it takes the lengths of the keys from the queries.
         """
-        if not self.generating or kwargs.get("position_ids") is None:
+        if not self.is_step() or kwargs.get("position_ids") is None:
             return None
         return args, {**kwargs, "position_ids": None}
 
@@ -121,22 +154,14 @@ class Session:
 
     # generate
 
-    def make_shadow(self) -> Callable[..., Any]:
-        """A function that looks like the model's `generate` (signature and documentation) and calls ours."""
-
-        @functools.wraps(self.plain_generate)
-        def generate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            return self.generate(*args, **kwargs)
-
-        return generate
-
     def generate(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Stands in for `model.generate`."""
+        self.local.expected = None
         self.installed.check("were changed while the context was open")
         call = _named(self.generate_signature, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
-        self.drop_injection()
+        refuse_virtual_tokens(self.model)
         refuse_embeddings(call, what="generate")
         ids = check_ids(call)
         cache = call.get("past_key_values")
@@ -153,7 +178,7 @@ class Session:
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         if self.inside is not None:
-            refuse_in_decoder(call, self.model, what="generate")
+            refuse_in_decoder(call, self.model, self.adapter.decoder_layers, what="generate")
             rest["disable_compile"] = True  # the hooks on the layers keep books in Python
         with torch.no_grad():
             if state is None:
@@ -171,6 +196,7 @@ class Session:
                 run = self.inside.follow("generate", result, stack)
             unlock(cache)
             stack.enter_context(_locked_on_error(cache))
+            stack.enter_context(placed(self.adapter, result.pruned))
             stack.enter_context(injected(self.adapter, result.pruned))
             with self.own_generate():
                 output = generate_pruned(self.plain_generate, rest, result.pruned, self.model)
@@ -211,7 +237,7 @@ class Session:
             return
         state: CachedPrompt | str
         if self.inside is not None:
-            state = "its layers hold different numbers of tokens, because a stage inside the decoder dropped some"
+            state = LAYERS_DIFFER
         elif (setting("num_beams", call, self.model) or 1) != 1:
             state = "it was filled by a beam search, whose rows are no conversations"
         else:
@@ -224,14 +250,23 @@ class Session:
 
     @contextmanager
     def own_generate(self) -> Iterator[None]:
-        """While the model's own generate runs, the forwards that it makes are not looked at."""
+        """While the model's own generate runs, the forwards that it makes in this thread are not looked at."""
+        before = getattr(self.local, "generating", 0)
         with self.generating_lock:
             self.generating += 1
+        self.local.generating = before + 1
         try:
             yield
         finally:
+            self.local.generating = before
             with self.generating_lock:
                 self.generating -= 1
+
+    def is_step(self) -> bool:
+        """Whether a forward is one of the model's own generate: of this thread's, where that can be asked."""
+        if torch.compiler.is_compiling():
+            return self.generating > 0
+        return getattr(self.local, "generating", 0) > 0
 
     def pad_ids(self, call: dict[str, Any]) -> PadIds:
         """Padding and end ids of this call, by which `generate` infers a missing mask."""
@@ -241,21 +276,29 @@ class Session:
 
     # plain forward
 
+    @outside_graphs
     def on_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Stands before `model.forward`: prunes direct calls, lets the steps of `generate` through."""
+        if module is not self.model:
+            raise RuntimeError(
+                "prune: a copy of the model was called, with the hooks of the context that is open on the original; "
+                "call the original, or make the copy outside the context (DataParallel makes copies in each call when "
+                "it has several devices: give it one)"
+            )
         call = _named(self.forward_signature, args, kwargs) if args else kwargs
-        if self.generating and not self.adapter.has_visual(call):
+        if self.is_step() and not self.adapter.has_visual(call):
             return None
+        self.local.expected = None
         self.installed.check("were changed while the context was open")
-        self.drop_injection()
         refuse_embeddings(call, what="a forward")
         ids = check_ids(call)
         cache = call.get("past_key_values")
         if not self.adapter.has_visual(call):
             self.check_plain(ids)
-            self.check_step(ids, call)
+            if self.check_step(ids, call):
+                self.local.expected = Expected(None, cache)
             self.record.add_plain("forward", (ids.shape[0], ids.shape[1]))
             return None
         if cache is not None:
@@ -267,51 +310,79 @@ class Session:
         prompt_keys = {*_PROMPT_KEYS, *self.adapter.modality_keys, *self.adapter.length_keys}
         refuse_columns(call, prompt_keys, (ids.shape[0], ids.shape[1]))
         if self.inside is not None:
-            refuse_in_decoder(call, self.model, what="a forward")
+            refuse_in_decoder(call, self.model, self.adapter.decoder_layers, what="a forward")
+        refuse_packed(call)
+        if call.get("num_items_in_batch") is not None:
+            refuse_visual_labels(call, is_placeholder(ids, self.adapter))
         result = self.prune_batch(call, forward=True)
         if self.inside is None:
             self.note("forward", result)
-        else:
-            self.inside.follow_forward(result)
-        if result.pruned.deepstack is not None:
-            self.inject_into_forward(result)
+        followed = self.inside is not None or result.pruned.deepstack is not None
+        self.local.expected = Expected(result if followed else None)  # else the prompts before pruning can be freed
         rest = {name: value for name, value in call.items() if name not in prompt_keys and value is not None}
         return (), {**rest, **result.pruned.as_inputs()}
 
-    def inject_into_forward(self, result: Pruned) -> None:
-        """Features for the language model in the forward that begins here; when that ends without them it raises."""
-        stack = self.local.injection = self.leftover.enter_context(ExitStack())
-        fired = inject(self.adapter, result.pruned, stack)
+    def make_forward(self) -> Callable[..., Any]:
+        """A function that looks like the model's `forward`, and follows what `on_forward` expects."""
 
-        def arrived(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-            if getattr(self.local, "injection", None) is stack:  # no other thread's forward
-                self.drop_injection()
-                check_injected(fired)
+        @functools.wraps(self.plain_forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            # Compiled steps of `generate` cannot read what belongs to a thread; they never have embeddings.
+            if torch.compiler.is_compiling() and kwargs.get("inputs_embeds") is None:
+                return self.plain_forward(*args, **kwargs)
+            return self.follow_forward(args, kwargs)
 
-        stack.callback(self.model.register_forward_hook(arrived).remove)
+        return forward
 
-    def drop_injection(self) -> None:
-        """Forget what was meant for a forward that failed before it reached the language model."""
-        waiting: ExitStack | None = getattr(self.local, "injection", None)
-        if waiting is not None:
-            waiting.close()
-            self.local.injection = None
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    def follow_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Stands in for `model.forward`, after the hooks."""
+        expected: Expected | None = getattr(self.local, "expected", None)
+        self.local.expected = None
+        if expected is None:
+            if self.is_open and not self.is_step() and kwargs.get("inputs_embeds") is not None:
+                raise RuntimeError(
+                    "prune: model.forward got a prompt as embeddings that did not come through the context's hook; "
+                    "call model(...), and call it from no hook on the model itself"
+                )
+            return self.plain_forward(*args, **kwargs)
+        with ExitStack() as stack:
+            stack.enter_context(_locked_on_error(expected.cache))
+            if expected.pruned is not None:
+                stack.enter_context(injected(self.adapter, expected.pruned.pruned))
+                if self.inside is not None:
+                    stack.enter_context(self.inside.follow_forward(expected.pruned))
+            return self.plain_forward(*args, **kwargs)
+
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        """Called after `model.forward`: raises when that went past ours, so that nobody followed the pruned prompt."""
+        if torch.compiler.is_compiling() or getattr(self.local, "expected", None) is None:
+            return
+        self.local.expected = None
+        raise RuntimeError(
+            "prune: model.forward was replaced while the context was open, by something that does not call the one "
+            "that was there; replace it before the context is opened"
+        )
 
     def check_plain(self, ids: Tensor) -> None:
         """Raise unless a call without pixels really has nothing to prune."""
         if bool(is_placeholder(ids, self.adapter).any()):
             raise_missing_pixels(self.adapter)
 
-    def check_step(self, ids: Tensor, call: dict[str, Any]) -> None:
-        """Raise when a forward continues a cache from a pruned prompt, unless it says where it stands."""
+    def check_step(self, ids: Tensor, call: dict[str, Any]) -> bool:
+        """Whether a forward continues a cache from a pruned prompt; raises unless it says where it is there."""
         cache = call.get("past_key_values")
-        if not cached_length(cache) or (state_of(cache) is None and not self.record.images):
-            return
+        state = state_of(cache)
+        if not cached_length(cache) or (state is None and not self.record.images):
+            return False
+        if isinstance(state, str) and state in (LAYERS_DIFFER, INTERRUPTED):
+            refuse_state(state)
         mask, positions = call.get("attention_mask"), call.get("position_ids")
         fits = isinstance(mask, Tensor) and mask.shape[-1] == cached_length(cache) + ids.shape[1]
         if self.plan.cuts or not fits or positions is None:
             refuse_cache(cache, what="a forward without explicit position_ids and a mask over the pruned columns")
         unlock(cache)  # from here on the caller keeps the books
+        return True
 
 
 @contextmanager
@@ -321,7 +392,7 @@ def _locked_on_error(cache: Any) -> Iterator[None]:  # noqa: ANN401
         yield
     except BaseException:
         if cached_length(cache):
-            lock(cache, "an earlier call on it ended in an error")
+            lock(cache, INTERRUPTED)
         raise
 
 

@@ -1,10 +1,12 @@
 """What a stage inside the language model reads, brought together image by image."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tokenprune.core.signals import FromDecoder, FromInputs, FromStates, Signal
@@ -35,6 +37,42 @@ def read_ahead(signal: Signal) -> bool:
 def known_mid_layer(signal: Signal) -> bool:
     """Tell whether a signal is known as soon as the attention of the layer before is."""
     return not in_decoder(signal) or read_before(signal) or isinstance(signal.source, FromInputs)
+
+
+def keys_from_first(
+    attention: nn.Module,
+    key: Float[Tensor, "b g k e"],
+    rotary: tuple[Float[Tensor, "*axes _ k r"], Float[Tensor, "*axes _ k r"]],
+    mask: Bool[Tensor, "b k"],
+) -> Float[Tensor, "b g k e"]:
+    """Rotate the keys of each row as if the row's first token had position 0.
+
+    A model whose positions count padding rotates the keys of a padded row further. Attention does not change by that,
+    but what else is computed from the keys does.
+
+    Args:
+        attention: the module that made the keys.
+        key: (b, g, k, e), after rotary embedding.
+        rotary: cosines and sines that they were rotated by, for b rows or one; with several axes those come first.
+        mask: bool (b, k), False on padding.
+
+    Returns:
+        (b, g, k, e); rows whose first token has position 0 keep their bits.
+    """
+    first = mask.long().argmax(1)  # (b,)
+    rows = torch.arange(first.shape[0], device=first.device)
+    work = torch.promote_types(key.dtype, torch.float32)
+
+    def at_first(part: Tensor) -> Tensor:
+        part = part[0] if part.ndim > 3 else part  # all axes agree at the first token of a row
+        return part.to(key.device).expand(first.shape[0], -1, -1)[rows, first][:, None, None].to(work)  # (b, 1, 1, r)
+
+    cos, sin = map(at_first, rotary)
+    turned, still = key[..., : cos.shape[-1]].to(work), key[..., cos.shape[-1] :]  # r of the e numbers are rotated
+    halves: Callable[[Tensor], Tensor] = sys.modules[type(attention).__module__].rotate_half
+    # Some models scale cosines and sines; the keys have that scale already.
+    back = (turned * cos - halves(turned) * sin) / (cos.square() + sin.square()).sqrt()
+    return torch.cat([torch.where(sin == 0, turned, back).to(key.dtype), still], dim=-1)
 
 
 class _StopError(Exception):

@@ -1,6 +1,7 @@
 """Families that see an image in several tiles: what is common to them."""
 
 import inspect
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tokenprune.core.signals import GRID, IMAGE_KEY, PROJECT, TILE_GRID, TILES, FromProjector, FromTower, Signal
 from tokenprune.models.adapter import NO_SIGNALS
 from tokenprune.models.attended import read_rows
+from tokenprune.models.installed import hooked
 from tokenprune.models.interleave import in_prompt_order
 from tokenprune.models.llava import LlavaAdapter
 from tokenprune.models.tap import tap
@@ -140,7 +142,7 @@ class TiledAdapter(LlavaAdapter):
         layout = self.arrangement(kind, inputs, *given[0].shape[:2])
         counts = tuple(len(image) for image in layout.place(given[0].new_zeros(*given[0].shape[:2], 1)))
         features = torch.cat(self.completed([image.flatten(0, -2) for image in output.pooler_output], counts))
-        read = {signal: torch.stack(values) for seen in taps for signal, values in seen[0].items()}
+        read = {signal: torch.stack(values) for seen in taps for signal, values in seen[0]().items()}
         rows = [signal for signal in want if isinstance(signal.source, FromProjector)]
         signals: dict[Signal, tuple[Any, ...]] = {TILES: layout.numbers, TILE_GRID: layout.tile_grids}
         signals |= {s: self._placed(s, torch.stack(v), layout, 1) for s, v in read_rows(rows, given[0], 0).items()}
@@ -165,10 +167,13 @@ class TiledAdapter(LlavaAdapter):
 
 @contextmanager
 def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While open, the first argument of every call of `module` is appended to the list."""
+    """While open, the first argument of every call of `module` in this thread is appended to the list."""
     seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
+    thread = threading.get_ident()
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() == thread:
+            seen.append(args[0])
+
+    with hooked(module, note):
         yield seen
-    finally:
-        handle.remove()

@@ -1,7 +1,7 @@
 """Merging inside the vision tower: layers of CLIP and SigLIP towers with a merge in them."""
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from tokenprune.core.merging import Merge, Merging, TowerState
 from tokenprune.core.signals import TOWER_SIZE, FromProjector, FromTower, Signal
+from tokenprune.kernels.precision import without_autocast
 from tokenprune.models.adapter import Adapter, TowerUse
+from tokenprune.models.checkpointing import checkpointed, not_checkpointed
 from tokenprune.models.errors import UnsupportedError
 from tokenprune.models.vision import Vision
 
@@ -61,6 +63,7 @@ class TowerRun:
         self.states: list[TowerState] = []
         self.steps: list[list[tuple[Merge | None, Tensor]]] = []
         self.fired = [0] * len(use.layers)
+        self.again = [checkpointed(layer) for layer in use.layers]
         self.length = 0
         self.keys: Tensor | None = None
 
@@ -68,6 +71,8 @@ class TowerRun:
     def installed(self) -> Iterator[None]:
         """While open, the layers merge. Nothing stays on them."""
         with ExitStack() as stack:
+            # Layers computed again in the backward pass would not merge then: only their parts are.
+            stack.enter_context(not_checkpointed(self.use.layers))
             for number, layer in enumerate(self.use.layers):
                 attributes = vars(layer)
                 if "forward" in attributes:
@@ -101,14 +106,20 @@ class TowerRun:
             self.states = [TowerState.whole(image, self.use.grid) for image in hidden_states.detach()]
             self.steps = [[] for _ in self.states]
         self.fired[number] += 1
-        residual = hidden_states
-        attended, *_ = layer.self_attn(
-            hidden_states=layer.layer_norm1(hidden_states), attention_mask=self.mask(hidden_states), **kwargs
-        )
-        hidden = residual + attended
+        mask = self.mask(hidden_states)
+
+        def attend(states: Tensor) -> Tensor:
+            attended, *_ = layer.self_attn(hidden_states=layer.layer_norm1(states), attention_mask=mask, **kwargs)
+            return states + attended
+
+        def feed(states: Tensor) -> Tensor:
+            return states + layer.mlp(layer.layer_norm2(states))
+
+        run = layer._gradient_checkpointing_func if self.again[number] else _call
+        hidden: Tensor = run(attend, hidden_states)
         if self.strategy.place.after == "attention":
             hidden = self.merge(number, hidden, layer.self_attn.num_heads)
-        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        hidden = run(feed, hidden)
         if self.strategy.place.after == "layer":
             hidden = self.merge(number, hidden, layer.self_attn.num_heads)
         return hidden
@@ -133,7 +144,7 @@ class TowerRun:
             count = old.x.shape[0]
             state = replace(old, x=rows[:count])
             metric = keys[i, :count].unflatten(-1, (heads, -1)).float().mean(1)
-            with torch.no_grad():
+            with torch.no_grad(), without_autocast(hidden.device):
                 merge = self.strategy.merge(
                     number,
                     len(self.use.layers),
@@ -160,6 +171,10 @@ class TowerRun:
         """Sizes of the rows that enter a layer."""
         steps = self.steps[image]
         return steps[layer][1] if layer < len(steps) else self.states[image].size
+
+
+def _call(part: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    return part(states)
 
 
 def encode_merged(adapter: Adapter, inputs: Mapping[str, Any], want: Collection[Signal], strategy: Merging) -> Vision:
@@ -232,11 +247,11 @@ def _spread(vision: Vision, run: TowerRun, layers: int) -> Vision:
 def _keys(run: TowerRun, image: int, layer: int, rows: Float[Tensor, "_ e"]) -> Float[Tensor, "r e"]:
     """Keys of the rows that entered a layer, averaged by size over what has become one since."""
     group, size = _entered(run, image, layer, rows.device)
-    weighted = rows[: group.shape[0]].float() * size[:, None]
     kept = run.states[image].size.shape[0] - run.use.crop
     total = size.new_zeros(kept).index_add(0, group, size)
-    mean = weighted.new_zeros((kept, rows.shape[1])).index_add(0, group, weighted) / total[:, None]
-    return mean.to(rows.dtype)
+    share = size / total[group]  # of each row in its mean; sums of rows could overflow
+    weighted = rows[: group.shape[0]].float() * share[:, None]
+    return weighted.new_zeros((kept, rows.shape[1])).index_add(0, group, weighted).to(rows.dtype)
 
 
 def _attention(run: TowerRun, image: int, layer: int, rows: Float[Tensor, "h _"]) -> Float[Tensor, "h r"]:

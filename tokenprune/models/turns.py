@@ -27,6 +27,8 @@ class CachedPrompt:
             dropped and for the last generated token, which no layer has seen.
         prompt: number of tokens of each row's prompt, the part that later turns must repeat.
         positions: int64 (b, s) or (axes, b, s), position of each slot.
+        following: int64 (b,) or (axes, b), position of the first token after each row's prompt.
+        counting_axes: leading axes of `positions` that only count columns.
         keys: the images of each row, by `Tokens.key`; None when the family has no such keys.
         policy: how positions were made.
     """
@@ -35,6 +37,8 @@ class CachedPrompt:
     slots: tuple[Int[Tensor, " _"], ...]
     prompt: tuple[int, ...]
     positions: Int[Tensor, "*axes b s"]
+    following: Int[Tensor, "*axes b"]
+    counting_axes: int
     keys: tuple[tuple[int, ...], ...] | None
     policy: Positions
 
@@ -81,14 +85,17 @@ def cached_prompt(
         real = mask[row // copies]
         ids.append(torch.cat([told[row, :dense][real], told[row, dense:]]))
         where.append(torch.cat([place[row // copies][real], generated]))
-    steps = torch.arange(1, new, device=pruned.positions.device)
-    positions = torch.cat([pruned.positions, pruned.positions[..., -1:] + steps], dim=-1)
+    following = pruned.next_position
+    steps = torch.arange(new - 1, device=following.device)
+    positions = torch.cat([pruned.positions, following[..., None] + steps], dim=-1)
     counts = [int(n) for n in mask.sum(1)]
     return CachedPrompt(
         ids=tuple(ids),
         slots=tuple(where),
         prompt=tuple(n for n in counts for _ in range(copies)),
         positions=positions.repeat_interleave(copies, dim=-2),
+        following=following.repeat_interleave(copies, dim=-1),
+        counting_axes=prompt.counting_axes,
         keys=None if keys is None else tuple(row for row in keys for _ in range(copies)),
         policy=pruned.policy,
     )
@@ -240,12 +247,20 @@ def _columns(prompt: Prompt, row: int) -> Tensor:
 
 
 def _tail_prompt(prompt: Prompt, fresh: Sequence[Segment], cached: CachedPrompt, seen: Overlap) -> Prompt:
-    """The new part alone, as if the columns in the cache were padding; its positions go on from the cache."""
+    """The new part alone, as if the columns in the cache were padding; its positions go on from those in the cache."""
     mask = seen.tail
     positions = prompt.positions
     if cached.policy == "compact" or prompt.vision is None:
-        used = torch.stack([slots[-1] for slots in seen.slots]).to(cached.positions.device)
-        last = cached.positions.gather(-1, used[:, None].expand(*cached.positions.shape[:-1], 1)).to(mask.device)
-        positions = (last + mask.long().cumsum(1)).masked_fill(~mask, 0)
+        # As far from each other as in the dense prompt. The first is as many after the cached prompt's end as tokens of
+        # the answer are used again; where axes differ there (a prompt that ended in an image), from the furthest.
+        following = cached.following.to(positions.device)
+        if following.ndim > 1:
+            axes = cached.counting_axes
+            places = following[axes:].amax(0, keepdim=True).expand(len(following) - axes, -1)
+            following = torch.cat([following[:axes], places])
+        used = torch.tensor([use - n for use, n in zip(seen.cached, cached.prompt, strict=True)]).to(following)
+        first = mask.long().argmax(1, keepdim=True)
+        begin = positions.gather(-1, first.expand(*positions.shape[:-1], -1))
+        positions = (positions - begin + (following + used)[..., None]).masked_fill(~mask, 0)
     text = tuple(columns[mask[row, columns]] for row, columns in enumerate(prompt.text))
     return replace(prompt, mask=mask, positions=positions, segments=tuple(fresh), text=text)

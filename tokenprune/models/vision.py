@@ -47,14 +47,17 @@ class Vision:
         """`IMAGE_KEY` of each image, when it was wanted."""
         return self.signals.get(IMAGE_KEY)
 
-    def of(self, image: int, device: torch.device) -> dict[Signal, Any]:
-        """What is known of one image, tensors detached and on one device."""
+    def of(self, image: int, device: torch.device, *, attached: bool = False) -> dict[Signal, Any]:
+        """What is known of one image, on one device.
+
+        Args:
+            image: number of the image.
+            device: where tensors go.
+            attached: leave them connected to the vision tower, for strategies that make new tokens of them.
+        """
         known = {signal: values[image] for signal, values in self.signals.items()}
-        return {
-            signal: value.detach().to(device) if isinstance(value, Tensor) else value
-            for signal, value in known.items()
-            if value is not None
-        }
+        plain = {s: v.detach() if isinstance(v, Tensor) and not attached else v for s, v in known.items()}
+        return {s: v.to(device) if isinstance(v, Tensor) else v for s, v in plain.items() if v is not None}
 
 
 def image_keys(pixels: Float[Tensor, "images *shape"]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokenprune.core.fields import check_choice
+from tokenprune.repmax.inputs import as_array
 
 Distance = Literal["cosine", "euclidean", "sqeuclidean", "angular"]
 DistanceOrMatrix = Literal["cosine", "euclidean", "sqeuclidean", "angular", "precomputed"]
@@ -36,14 +37,11 @@ def as_float64(x: Features, *, owner: str, name: str = "x") -> Array:
         TypeError: when `x` holds no real numbers.
         ValueError: when `x` is not two-dimensional, has no rows, or holds NaN or infinity.
     """
-    if isinstance(x, torch.Tensor):
-        array = x.detach().to(device="cpu", dtype=torch.float64).numpy() if not x.is_complex() else np.empty(0, complex)
-    else:
-        array = np.asarray(x)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{owner}: {name} must hold real numbers, got dtype {array.dtype}")
-    if array.ndim != 2 or array.shape[0] == 0:
-        raise ValueError(f"{owner}: {name} must be two-dimensional (n, d) with n >= 1, got shape {array.shape}")
+    array = as_array(x, owner, name)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{owner}: {name} must be two-dimensional (n, d) with n >= 1 and d >= 1, got shape {array.shape}"
+        )
     result = np.ascontiguousarray(array, dtype=np.float64)
     if not np.isfinite(result).all():
         raise ValueError(f"{owner}: {name} holds NaN or infinity; find where the tokens are made")

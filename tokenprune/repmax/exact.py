@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from tokenprune.arguments import LARGEST, check_real
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import check_choice, strategy
 from tokenprune.core.selection import Choice
@@ -113,16 +114,24 @@ def exact_repmax(
     start = time.perf_counter()
     check_choice("exact_repmax", "solver", solver, get_args(Solver))
     check_limits(time_limit, rel_tol, "exact_repmax")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"exact_repmax: callback must be a function of a Progress, got {type(callback).__name__}")
     problem = prepare(x, k, distance=distance, quality=quality, owner="exact_repmax")
     return solve(problem, solver, time_limit, rel_tol, callback, start)
 
 
+def check_time_limit(time_limit: object, owner: str) -> None:
+    """Raise unless it is None or a number of seconds, 0 or more."""
+    if time_limit is not None:
+        check_real(owner, "time_limit", time_limit, 0, LARGEST)
+
+
 def check_limits(time_limit: float | None, rel_tol: float, owner: str) -> None:
     """Raise unless the limits are None or numbers that make sense."""
-    if time_limit is not None and not time_limit >= 0:
-        raise ValueError(f"{owner}: time_limit must be None or a number of seconds >= 0, got {time_limit!r}")
-    if not 0 <= rel_tol < 1:
-        raise ValueError(f"{owner}: rel_tol must be in [0, 1), got {rel_tol!r}; 1e-9 is the default")
+    check_time_limit(time_limit, owner)
+    check_real(owner, "rel_tol", rel_tol, 0, 1)
+    if rel_tol == 1:
+        raise ValueError(f"{owner}: rel_tol must be below 1, got {rel_tol!r}; 1e-9 is the default")
 
 
 def solve(
@@ -212,6 +221,9 @@ class ExactRepMax(Stage):
 
     def __post_init__(self) -> None:
         check_limits(self.time_limit, self.rel_tol, "ExactRepMax")
+        for name in ("time_limit", "rel_tol"):  # a NumPy number has a text form that `parse` does not read
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None or isinstance(value, int) else float(value))
 
     @property
     def promises(self) -> frozenset[Promise]:

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenprune.arguments import check_seed
 from tokenprune.core.budget import Keep
-from tokenprune.core.fields import Count, check_choice, strategy
+from tokenprune.core.fields import Seed, check_choice, strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
 from tokenprune.core.tokens import Tokens
@@ -17,6 +18,7 @@ from tokenprune.kernels import all_finite, pick_each
 from tokenprune.kernels.choose import Route
 from tokenprune.kernels.images import Start as FirstPick
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
+from tokenprune.repmax.inputs import check_tensor
 from tokenprune.repmax.objective import Indices, Problem, check_k
 
 StartName = Literal["farthest_mean", "pair", "first", "random"]
@@ -70,7 +72,9 @@ def greedy_repmax(
         >>> greedy_repmax(torch.eye(3), 2, start=1)
         tensor([1, 0])
     """
+    check_seed("greedy_repmax", seed)
     if isinstance(x, Tensor):
+        check_tensor(x, "greedy_repmax", "x")
         if x.ndim != 2:
             raise ValueError(f"greedy_repmax: x must be two-dimensional (n, d), got shape {tuple(x.shape)}")
         return greedy_repmax_batched(x[None], k, distance=distance, start=start, seed=seed)[0]
@@ -102,6 +106,7 @@ def greedy_repmax_batched(
                 [0, 1]])
     """
     check_batch(x, k, distance, "greedy_repmax")
+    check_seed("greedy_repmax", seed)
     check_start(start, x.shape[1], "greedy_repmax")
     if k == 0 or len(x) == 0:
         return torch.empty((len(x), k), dtype=torch.int64, device=x.device)
@@ -111,11 +116,12 @@ def greedy_repmax_batched(
 def check_batch(x: Tensor, k: int, distance: str, owner: str) -> None:
     """Raise unless x is a finite real (b, n, d) tensor that k and the distance fit."""
     check_choice(owner, "distance", distance, get_args(DistanceOrMatrix))
-    if x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{owner}: x must hold real numbers, got {x.dtype}")
-    if x.ndim != 3 or x.shape[1] == 0:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner}: x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor")
+    check_tensor(x, owner, "x")
+    if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] == 0:
         raise ValueError(
-            f"{owner}: x must have shape (n, d) with n >= 1, or (b, n, d) for a batch, got {tuple(x.shape)}"
+            f"{owner}: x must have shape (n, d) with n >= 1 and d >= 1, or (b, n, d) for a batch, got {tuple(x.shape)}"
         )
     if distance == "precomputed" and x.shape[1] != x.shape[2]:
         raise ValueError(f"{owner}: with distance='precomputed' x must be square, got shape {tuple(x.shape)}")
@@ -211,10 +217,12 @@ class GreedyRepMax(Stage):
     keep: Keep
     distance: Distance = "cosine"
     start: Start = "farthest_mean"
-    seed: Count = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_start(self.start, None, "GreedyRepMax")
+        if not isinstance(self.start, str):
+            object.__setattr__(self, "start", int(self.start))
 
     @property
     def promises(self) -> frozenset[Promise]:

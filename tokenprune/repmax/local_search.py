@@ -7,14 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenprune.arguments import check_int, check_seed
 from tokenprune.core.budget import Keep
-from tokenprune.core.fields import Count, check_choice, strategy
+from tokenprune.core.fields import Count, Seed, check_choice, strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
 from tokenprune.core.tokens import Tokens
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features
 from tokenprune.repmax.greedy import greedy_for
-from tokenprune.repmax.objective import Indices, Problem, Quality, check_indices, prepare
+from tokenprune.repmax.objective import Indices, Problem, Quality, check_indices, count_rows, prepare
 from tokenprune.repmax.reverse import backward
 
 StartRule = Literal["greedy", "reverse", "random"]
@@ -93,7 +94,10 @@ def local_search_repmax(
     if k is None:
         if isinstance(start, str):
             raise ValueError(f"{owner}: k is missing; only a start set tells it, start={start!r} does not")
-        k = len(start)  # type: ignore[arg-type]
+        k = check_indices(start, count_rows(x, owner), owner, name="start").size
+    check_seed(owner, seed)
+    if max_swaps is not None:
+        check_int(owner, "max_swaps", max_swaps)
     problem = prepare(x, k, distance=distance, quality=quality, owner=owner)
     first = _start_set(problem, start, seed, owner)
     return like(x, swap_search(problem, first, improvement=improvement, max_swaps=max_swaps))
@@ -107,7 +111,7 @@ def _start_set(problem: Problem, start: object, seed: int, owner: str) -> Indice
         if start == "reverse":
             return backward(problem.matrix, problem.linear, problem.k)
         return np.random.default_rng(seed).permutation(problem.n)[: problem.k].astype(np.int64)
-    chosen = check_indices(start, problem.n, owner)
+    chosen = check_indices(start, problem.n, owner, name="start")
     if chosen.size != problem.k:
         raise ValueError(f"{owner}: start holds {chosen.size} points but k is {problem.k}")
     return chosen
@@ -175,7 +179,7 @@ class LocalSearchRepMax(Stage):
     start: StartRule = "greedy"
     improvement: Improvement = "best"
     max_swaps: Count | None = None
-    seed: Count = 0
+    seed: Seed = 0
 
     @property
     def promises(self) -> frozenset[Promise]:

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tokenprune.core.fields import check_choice
 from tokenprune.repmax.clones import Classes, clone_classes
 from tokenprune.repmax.distances import Array, DistanceOrMatrix, Features, as_float64, distance_matrix, unit_rows
+from tokenprune.repmax.inputs import as_array, check_tensor
 from tokenprune.repmax.shift import concavity_margin, is_concave
 
 Quality = NDArray[np.float64] | torch.Tensor
@@ -119,7 +122,7 @@ def check_k(k: int, n: int, owner: str) -> None:
 
 def check_quality(quality: Quality, n: int, owner: str) -> Array:
     """Return `quality` as finite float64 (n,)."""
-    array = quality.detach().cpu().double().numpy() if isinstance(quality, torch.Tensor) else np.asarray(quality, float)
+    array = as_array(quality, owner, "quality")
     if array.shape != (n,):
         raise ValueError(f"{owner}: quality must have shape ({n},), one number per point, got {array.shape}")
     if not np.isfinite(array).all():
@@ -127,15 +130,27 @@ def check_quality(quality: Quality, n: int, owner: str) -> Array:
     return array.astype(np.float64)
 
 
-def check_indices(indices: object, n: int, owner: str) -> Indices:
+def check_indices(indices: object, n: int, owner: str, name: str = "indices") -> Indices:
     """Return `indices` as sorted int64, after checking that they are unique and in 0..n-1."""
-    array = indices.detach().cpu().numpy() if isinstance(indices, torch.Tensor) else np.asarray(indices)
+    array = as_array(indices, owner, name)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"{owner}: indices must be one-dimensional ints, got {array.dtype} {array.shape}")
+        raise ValueError(f"{owner}: {name} must be one-dimensional ints, got {array.dtype} {array.shape}")
     result: Indices = np.sort(array.astype(np.int64))
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{owner}: {name} must be unique and in 0..{n - 1}, got {array.tolist()[:12]}")
     if result.size and (result[0] < 0 or result[-1] >= n or (np.diff(result) == 0).any()):
-        raise ValueError(f"{owner}: indices must be unique and in 0..{n - 1}, got {result.tolist()[:12]}")
+        raise ValueError(f"{owner}: {name} must be unique and in 0..{n - 1}, got {result.tolist()[:12]}")
     return result
+
+
+def count_rows(x: Features, owner: str) -> int:
+    """Number of points; raise when x is no matrix."""
+    if isinstance(x, torch.Tensor):
+        check_tensor(x, owner, "x")
+    shape = x.shape if isinstance(x, torch.Tensor) else as_array(x, owner, "x").shape
+    if len(shape) != 2:
+        raise ValueError(f"{owner}: x must be two-dimensional (n, d), got shape {tuple(shape)}")
+    return int(shape[0])
 
 
 def pair_sum(x: Features, indices: object = None, *, distance: DistanceOrMatrix = "cosine") -> float:
@@ -156,10 +171,12 @@ def pair_sum(x: Features, indices: object = None, *, distance: DistanceOrMatrix 
         >>> pair_sum(np.array([[0.0], [1.0], [3.0]]), distance="euclidean")
         6.0
     """
+    check_choice("pair_sum", "distance", distance, get_args(DistanceOrMatrix))
     if indices is not None:
-        chosen = check_indices(indices, len(x), "pair_sum")
+        chosen = check_indices(indices, count_rows(x, "pair_sum"), "pair_sum")
         if chosen.size == 0:
             return 0.0
+        x = x if isinstance(x, torch.Tensor) else as_array(x, "pair_sum", "x")
         # Only the rows of the set: the check for NaN in the other rows would cost more than the sum itself.
         x = x[np.ix_(chosen, chosen)] if distance == "precomputed" else x[chosen]
     return float(np.triu(distance_matrix(x, distance, owner="pair_sum"), 1).sum())
@@ -180,7 +197,8 @@ def mean_pairwise_distance(x: Features, indices: object = None, *, distance: Dis
         >>> mean_pairwise_distance(np.array([[0.0], [1.0], [3.0]]), [0, 2], distance="euclidean")
         3.0
     """
-    k = len(x) if indices is None else len(indices)  # type: ignore[arg-type]
+    n = count_rows(x, "mean_pairwise_distance")
+    k = n if indices is None else check_indices(indices, n, "mean_pairwise_distance").size
     return pair_sum(x, indices, distance=distance) / max(1, k * (k - 1) // 2)
 
 
@@ -194,7 +212,8 @@ def random_expectation(x: Features, *, distance: DistanceOrMatrix = "cosine") ->
         >>> random_expectation(np.array([[0.0], [1.0], [3.0]]), distance="euclidean")
         2.0
     """
-    n = len(x)
+    check_choice("random_expectation", "distance", distance, get_args(DistanceOrMatrix))
+    n = count_rows(x, "random_expectation")
     if n < 2 or distance not in ("cosine", "sqeuclidean"):
         return mean_pairwise_distance(x, distance=distance)
     points = as_float64(x, owner="random_expectation")

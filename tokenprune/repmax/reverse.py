@@ -15,6 +15,7 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.kernels import affinity
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.greedy import check_batch
+from tokenprune.repmax.inputs import check_tensor
 from tokenprune.repmax.objective import Indices, check_k
 
 
@@ -48,6 +49,7 @@ def reverse_greedy_repmax(x: Features, k: int, *, distance: DistanceOrMatrix = "
         array([0, 3])
     """
     if isinstance(x, Tensor):
+        check_tensor(x, "reverse_greedy_repmax", "x")
         if x.ndim != 2:
             raise ValueError(f"reverse_greedy_repmax: x must be two-dimensional (n, d), got shape {tuple(x.shape)}")
         check_batch(x[None], k, distance, "reverse_greedy_repmax")

@@ -29,9 +29,9 @@ def check_strategy(strategy: PruningStrategy) -> None:
     Checked: the facts on the class; the budget is met exactly (int, share, more than there is, one token); indices are
     int64, unique, in range, ascending where it says so; keep-all is the identity; the same answer twice where it says
     deterministic; permutation equivariance where it says so; a batch equals the loop; no input is mutated, no state
-    written, no global random state used; dtype and device are kept in float16, bfloat16, float32 and float64; a subset
-    of an image is accepted; bad budgets and bad tokens raise errors that name the culprit; the instance is immutable,
-    hashable, and `parse(repr(strategy)) == strategy`.
+    written, no global random state used; new tokens carry a gradient unless it says that they cannot; dtype and device
+    are kept in float16, bfloat16, float32 and float64; a subset of an image is accepted; bad budgets and bad tokens
+    raise errors that name the culprit; the instance is immutable, hashable, and `parse(repr(strategy)) == strategy`.
 
     Args:
         strategy: an instance; strategies with a `keep` field are also checked with other budgets.
@@ -213,9 +213,39 @@ def check_inputs_untouched(strategy: PruningStrategy) -> None:
         for name, copy in copies.items():
             _require(torch.equal(copy, tensors[name]), strategy, f"select wrote into Tokens.{name}")
         _require(_same(selection, strategy.select(tokens)), strategy, "strides or requires_grad change the answer")
-        for name in ("indices", "order", "scores", "sizes"):
-            value = getattr(selection, name)
-            _require(value is None or not value.requires_grad, strategy, f"{name} carry a gradient")
+
+
+def check_gradient(strategy: PruningStrategy) -> None:
+    """New tokens carry a gradient into what they are made of, unless the strategy does not promise it."""
+    plain = random_tokens()
+    attached = replace(
+        plain,
+        visual=_attached(plain.visual),
+        text=_attached(plain.text),
+        signals={signal: _attached(value) for signal, value in plain.signals.items()},
+    )
+    for variant in [strategy, *_variants(strategy, (3,))]:
+        selection = variant.select(attached)
+        _require(_same(selection, variant.select(plain)), variant, "requires_grad changes the answer")
+        promised = "differentiable" in variant.promises
+        for name in ("features", "extra"):
+            made = getattr(selection, name)
+            if made is not None and made.numel():
+                says, carry = "promised" if promised else "not promised", "a" if made.requires_grad else "no"
+                message = f"a gradient is {says} but {name} carry {carry} gradient"
+                _require(made.requires_grad == promised, variant, message)
+        for name in ("scores", "sizes"):
+            note = getattr(selection, name)
+            _require(note is None or not note.requires_grad, variant, f"{name} carry a gradient")
+        with torch.no_grad():
+            quiet = variant.select(attached)
+        tensors = [tensor for tensor in vars(quiet).values() if isinstance(tensor, torch.Tensor)]
+        _require(not any(tensor.requires_grad for tensor in tensors), variant, "a gradient is carried under no_grad")
+
+
+def _attached(value: Any) -> Any:  # noqa: ANN401
+    numbers = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.clone().requires_grad_() if numbers else value
 
 
 def _everything(tokens: Tokens) -> dict[str, Any]:
@@ -311,6 +341,7 @@ CHECKS: tuple[Callable[[PruningStrategy], None], ...] = (
     check_equivariant,
     check_batch,
     check_inputs_untouched,
+    check_gradient,
     check_dtypes,
     check_subset,
     check_bad_tokens,

@@ -8,7 +8,7 @@ import torch
 from tokenprune.core.signals import FIELDS, Signal, declared
 from tokenprune.core.tokens import Tokens
 
-_SIZES = {"c": 16, "clip": 10, "t": 5, "e": 8, "f": 12, "_": 4}
+_SIZES = {"clip": 10, "t": 5, "e": 8, "f": 12, "_": 4}
 
 
 def random_tokens(
@@ -48,7 +48,7 @@ def random_tokens(
         if signal.example is not None:
             known[signal] = signal.example(n, seed)
         elif signal.required and signal.axes:
-            sizes = {"n": n, "d": width, "m": text, **_SIZES}
+            sizes = {"n": n, "d": width, "c": width, "m": text, **_SIZES}
             shape = [int(axis) if axis.isdigit() else sizes.get(axis, 3 + len(axis)) for axis in signal.shape]
             # Its own draw, so that it does not depend on which other signals there are.
             own = torch.Generator().manual_seed(seed * 1_000_003 + sum(map(ord, signal.name)))

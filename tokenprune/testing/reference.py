@@ -47,7 +47,8 @@ def reference_logits(
         ids: one prompt without padding, with one placeholder per visual token.
         features: of each image of the prompt its projected tokens, one row per placeholder.
         kept: of each image the indices of the tokens that stay, in the order in which they enter.
-        positions: "original" or "compact".
+        positions: "original" or "compact". With several axes a token has its own place in its image in whatever order
+            it enters, with one axis that of the slot which it enters.
         steps: number of decoding steps.
         tokens: feed these instead of the greedy ones (for comparing logits after a different choice).
         masked: leave dropped tokens in their places and mask them instead of removing them; needs "original" positions
@@ -64,9 +65,14 @@ def reference_logits(
     dense = torch.arange(len(ids)) if places is None else places.cpu()
     tokens_of_images = {int(model.config.image_token_id)} if placeholders is None else set(placeholders)
     embeds, columns, visible = _lay_out(model, ids, features, kept, tokens_of_images, masked=masked)
-    where = dense[..., columns]
+    following = dense[..., -1] + 1
+    order = columns
     if positions == "compact":
-        where = (dense[..., :1] + torch.arange(len(columns))).expand(where.shape)
+        visual = [column for column, value in enumerate(ids.tolist()) if value in tokens_of_images]
+        images = [own.tolist() for own in torch.tensor(visual).split([len(f) for f in features])] if features else []
+        dense, following = closed_places(dense, images, [indices.tolist() for indices in kept])
+        order = sorted(columns) if dense.ndim == 1 else columns
+    where = dense[..., order]
     run = _causal_forward(model) if forward is None else forward
     logits, chosen = [], []
     for step in range(steps):
@@ -76,12 +82,74 @@ def reference_logits(
         with torch.no_grad():
             logits.append(run(torch.stack(embeds), seen, where, columns).float().cpu())
         chosen.append(logits[-1].argmax())
-        following = chosen[-1] if tokens is None else tokens[step].cpu()
-        embeds.append(model.get_input_embeddings()(following.to(embeds[0].device)).detach())
-        where = torch.cat([where, where[..., -1:] + 1], dim=-1)
+        token = chosen[-1] if tokens is None else tokens[step].cpu()
+        embeds.append(model.get_input_embeddings()(token.to(embeds[0].device)).detach())
+        where = torch.cat([where, following[..., None] + step], dim=-1)
         columns.append(len(ids) + step)
         visible.append(True)
     return Reference(torch.stack(logits), torch.stack(chosen))
+
+
+def closed_places(
+    places: Int[Tensor, "*axes l"], images: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
+) -> tuple[Int[Tensor, "*axes l"], Int[Tensor, "*axes"]]:
+    """Positions of the policy "compact" by loops: see `tokenprune.models.places` for the rule.
+
+    Args:
+        places: positions of one dense prompt.
+        images: of each image its columns, ascending.
+        kept: of each image the indices of the tokens that stay.
+
+    Returns:
+        Positions of all columns, those of dropped tokens without a meaning, and of the first token after the prompt.
+    """
+    if places.ndim == 1:
+        return _counted(places, images, kept)
+    dense = places.tolist()
+    new = [list(axis) for axis in dense]
+    length, moved, column = len(dense[0]), 0, 0
+    following = [axis[-1] + 1 for axis in dense]
+    owner = {c: number for number, columns in enumerate(images) for c in columns}
+    stays = {images[number][index] for number, indices in enumerate(kept) for index in indices}
+    while column < length:
+        end = column + 1
+        if column not in owner:
+            for axis in new:
+                axis[column] -= moved
+        else:
+            while end < length and owner.get(end) == owner[column]:
+                end += 1
+            before = min(axis[c] for axis in dense for c in range(column, end)) - 1
+            tops, kept_tops = [], []
+            for axis, old in zip(new, dense, strict=True):
+                whole = sorted({old[c] for c in range(column, end)})
+                left = sorted({old[c] for c in range(column, end) if c in stays})
+                for c in range(column, end):
+                    if c in stays:
+                        axis[c] = whole[left.index(old[c])] - moved
+                tops.append(whole[-1])
+                kept_tops.append(whole[len(left) - 1] if left else before)
+            if end == length:
+                following = [n + kept - top for n, kept, top in zip(following, kept_tops, tops, strict=True)]
+            else:
+                follows = min(axis[end] for axis in dense)
+                pushing = [i for i, top in enumerate(tops) if top < follows]
+                if pushing:
+                    moved += max(tops[i] for i in pushing) - max(kept_tops[i] for i in pushing)
+        column = end
+    return torch.tensor(new), torch.tensor([n - moved for n in following])
+
+
+def _counted(places: Tensor, images: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The same for one axis: a row that is whole stays as it is, another counts up from its first position."""
+    gone = {c for columns, own in zip(images, kept, strict=True) for i, c in enumerate(columns) if i not in own}
+    if not gone:
+        return places, places[-1] + 1
+    new, count = places.clone(), int(places[0])
+    for column in range(len(places)):
+        new[column] = count
+        count += column not in gone
+    return new, torch.tensor(count)
 
 
 def _causal_forward(model: Any) -> Forward:  # noqa: ANN401

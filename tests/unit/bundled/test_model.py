@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
+from benchmarks.bundled_model.packing import pack, predict
+from benchmarks.bundled_model.vision import normalise, tower_features
 from tokenprune.bundled import MODEL_DIR, load_model, load_processor, load_scenes, prompt
 from tokenprune.bundled.card import accuracy, answer, norms, table, wilson
-from tokenprune.bundled.training.packing import pack, predict
-from tokenprune.bundled.training.vision import normalise, tower_features
 from tokenprune.bundled.vocabulary import IMAGE
 
 transformers = pytest.importorskip("transformers")

@@ -2,10 +2,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bundled_model.packing import PREFIX, pack
 from tokenprune.bundled import TOKENS_PER_IMAGE, load_processor, load_scenes, prompt
 from tokenprune.bundled.cards import GRID
 from tokenprune.bundled.tokenizer import build_processor, build_tokenizer
-from tokenprune.bundled.training.packing import PREFIX, pack
 from tokenprune.bundled.vocabulary import ASSISTANT, COLOURS, DIGITS, IDS, IMAGE, REGIONS, TEMPLATES, UNK, WORDS, encode
 
 transformers = pytest.importorskip("transformers")

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenprune.bundled.training import loop
-from tokenprune.bundled.training.loop import Log, Stage, run_stage
-from tokenprune.bundled.training.packing import layout
-from tokenprune.bundled.training.recipe import FULL, Recipe, SymbolicStage, VisionStage, train
-from tokenprune.bundled.training.symbolic import patch_targets, patch_words
-from tokenprune.bundled.training.vision import draw_scenes, windows
+from benchmarks.bundled_model import loop
+from benchmarks.bundled_model.loop import Log, Stage, run_stage
+from benchmarks.bundled_model.packing import layout
+from benchmarks.bundled_model.recipe import FULL, Recipe, SymbolicStage, VisionStage, train
+from benchmarks.bundled_model.symbolic import patch_targets, patch_words
+from benchmarks.bundled_model.vision import draw_scenes, windows
 
 transformers = pytest.importorskip("transformers")
 

@@ -44,12 +44,12 @@ def test_what_fits_is_taken_and_normalised() -> None:
         ({"keep": True}, TypeError, "EveryKind: keep must be .* got True of type bool"),
         ({"layer": 0}, ValueError, "EveryKind: layer must be an int of at least 1 .* got 0"),
         ({"layer": 2.0}, TypeError, "EveryKind: layer .* got 2.0 of type float"),
-        ({"layers": (3, 3)}, ValueError, "EveryKind: layers must ascend"),
+        ({"layers": (3, 3)}, ValueError, r"EveryKind: layers must be a tuple of ints .* that ascend, .* got \(3, 3\)"),
         ({"layers": "12"}, TypeError, "EveryKind: layers must be a tuple of ints"),
-        ({"seed": -1}, ValueError, "EveryKind: seed must be 0 or more, got -1"),
-        ({"seed": True}, TypeError, "EveryKind: seed must be an int, got True"),
-        ({"share": 1.1}, ValueError, r"EveryKind: share must be in \[0, 1\], got 1.1"),
-        ({"share": float("nan")}, ValueError, r"EveryKind: share must be in \[0, 1\], got nan"),
+        ({"seed": -1}, ValueError, "EveryKind: seed must be an int of at least 0, got -1"),
+        ({"seed": True}, TypeError, "EveryKind: seed must be an int .* got True"),
+        ({"share": 1.1}, ValueError, "EveryKind: share must be a number from 0 to 1, got 1.1"),
+        ({"share": float("nan")}, ValueError, "EveryKind: share must be a number from 0 to 1, got nan"),
         ({"mode": "c"}, ValueError, "EveryKind: mode must be one of 'a', 'b', got 'c'"),
         ({"start": "last"}, ValueError, "EveryKind: start must be one of 'first' or an int, got 'last'"),
         ({"start": 1.5}, TypeError, "EveryKind: start must be an int, got 1.5 of type float"),
@@ -146,5 +146,5 @@ def test_a_vector_that_is_not_finite_is_an_error_that_names_the_strategy() -> No
             return Choice(torch.arange(1), features=tokens.visual.sum(0, keepdim=True))
 
     large = torch.full((3, 2), 6e4, dtype=torch.float16)
-    with pytest.raises(ValueError, match=r"Sums: a token that it made holds NaN or infinity.*torch\.float16"):
+    with pytest.raises(ValueError, match="Sums: the token vectors that it made hold NaN or infinity.*float16"):
         Sums(1).select(Tokens(large))

@@ -1,9 +1,13 @@
 """`parse` reads configurations as data, and says what it cannot read."""
 
+import re
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tokenprune import Choice, GreedyRepMax, Keep, MIAlignment, Stage, Tokens, parse, strategy
+from tokenprune import Choice, GreedyRepMax, Keep, MIAlignment, Pipeline, Stage, Tokens, parse, strategy
 from tokenprune.baselines import VTW, PyramidDrop, Random
 from tokenprune.core import registry
 from tokenprune.core.text import open_arguments
@@ -36,6 +40,18 @@ def test_reads_names_class_names_and_pipelines() -> None:
         ("random(keep=-3)", ValueError, ["Random: keep", "-3"]),
         ("mi_alignment(keep=3, metric='l7')", ValueError, ["metric", "'l7'"]),
         ("random(keep=0.1) > random(keep=0.1)", ValueError, ["expected a call"]),
+        ("random(keep=3, keep=4)", ValueError, ["keep", "twice"]),
+        ("random(keep={[]: 1})", ValueError, ["'{[]: 1}'", "no literal"]),
+        ("(" * 5000 + "random(keep=3)" + ")" * 5000, ValueError, ["parse", "nested"]),
+        ("random(keep=" + "[" * 5000 + "]" * 5000 + ")", ValueError, ["parse", "nested"]),
+        ("random(keep=" + "-" * 5000 + "3)", ValueError, ["parse", "nested too deeply", "5014 characters"]),
+        (" >> ".join(["random(keep=3)"] * 50_000), ValueError, ["parse", "nested too deeply"]),
+        ("random(keep=" + "9" * 5000 + ")", ValueError, ["parse", "digits"]),
+        ("random(keep=" + "9" * 4000 + ")", ValueError, ["Random: keep", "below 2**53"]),
+        ("random(keep=nan)", ValueError, ["'nan'", "no literal"]),
+        ("random(keep=1e999)", ValueError, ["Random: keep", "inf"]),
+        ("random(keep=3)\0", ValueError, ["parse", "null bytes"]),
+        ("random(keep='\ud800')", ValueError, ["parse", "surrogates", "column 14"]),
     ],
 )
 def test_says_what_is_wrong(text: str, error: type[Exception], words: list[str]) -> None:
@@ -43,6 +59,66 @@ def test_says_what_is_wrong(text: str, error: type[Exception], words: list[str])
         parse(text)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_chain_of_many_stages_is_read_flat() -> None:
+    strategy = parse(" >> ".join(["random(keep=3)"] * 1500))
+    assert isinstance(strategy, Pipeline)
+    assert len(strategy.stages) == 1500
+    assert parse("random(9) >> (random(8) >> random(7)) >> random(6)") == parse(
+        "random(9) >> random(8) >> random(7) >> random(6)"
+    )
+
+
+PIECES = [
+    "random",
+    "(",
+    ")",
+    "keep",
+    "=",
+    ",",
+    ">>",
+    "3",
+    "0.5",
+    "[",
+    "]",
+    "'",
+    "{",
+    "}",
+    ":",
+    "-",
+    "\0",
+    "\ud800",
+    " ",
+]
+PIECES += [
+    "*",
+    "1j",
+    "nan",
+    "None",
+    "lambda",
+    "\n",
+    "#",
+    "\\",
+    "per_tile",
+    "random(keep=3)",
+    "f'",
+    "b'\xff'",
+    "1_0",
+    "0x",
+    "éa",
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.one_of(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.text(max_size=20)))
+def test_any_text_is_a_strategy_or_an_error_that_says_parse(text: str) -> None:
+    try:
+        strategy = parse(text)
+    except (ValueError, TypeError) as error:
+        assert re.search("parse|strategy|Random|PerTile", str(error))  # noqa: PT017
+        return
+    assert parse(repr(strategy)) == strategy
 
 
 def test_refuses_what_is_no_text() -> None:

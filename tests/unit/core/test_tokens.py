@@ -1,7 +1,9 @@
 """`Tokens` refuses what does not fit together, and `take` keeps track of the original image."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +31,30 @@ from tokenprune.testing import random_tokens
             {"visual": torch.zeros(4, 3), "text": torch.zeros(3, 3), "question": torch.ones(2, dtype=torch.bool)},
             ["question", "3 entries", "text"],
         ),
-        ({"visual": torch.zeros(4, 3), "text": torch.zeros(2, 3, device="meta")}, ["text", "meta"]),
+        ({"visual": torch.zeros(4, 3), "text": torch.zeros(2, 3, device="meta")}, ["text", "meta", "cpu"]),
+        ({"visual": torch.zeros(4, 3, device="meta")}, ["visual", "meta", "no numbers"]),
+        ({"visual": np.zeros((4, 3))}, ["visual", "ndarray", "torch.as_tensor"]),
+        ({"visual": torch.zeros(4, 0)}, ["visual", "(4, 0)", "no column"]),
+        ({"visual": torch.zeros(4, 3).to_sparse()}, ["visual", "sparse", ".to_dense()"]),
+        ({"visual": torch.zeros(4, 3).to(torch.float8_e4m3fn)}, ["visual", "float8", ".float()"]),
+        ({"visual": torch.zeros(4, 3, dtype=torch.complex64)}, ["visual", "complex64", ".abs()"]),
+        ({"visual": torch.zeros(4, 3), "index": torch.tensor([3, 2, 1, 0])}, ["index", "[3, 2, 1, 0]", "ascending"]),
+        ({"visual": torch.zeros(4, 3), "index": torch.tensor([0, 1, 1, 2])}, ["index", "[0, 1, 1, 2]", "once"]),
+        ({"visual": torch.zeros(4, 3), "index": torch.tensor([-1, 1, 2, 3])}, ["index", "[-1, 1, 2, 3]"]),
+        ({"visual": torch.zeros(4, 3), "index": [0, 1, 2, 3]}, ["index", "torch.Tensor", "list"]),
+        ({"visual": torch.zeros(4, 3), "tiles": torch.tensor([0, -2, 0, 0])}, ["tiles", "-2"]),
+        ({"visual": torch.zeros(4, 3), "grid": [2, 2]}, ["grid", "[2, 2]", "tuple"]),
+        ({"visual": torch.zeros(4, 3), "grid": (2.0, 2.0)}, ["grid", "(2.0, 2.0)", "ints"]),
+        ({"visual": torch.zeros(4, 3), "grid": (4,)}, ["grid", "(4,)", "two"]),
+        ({"visual": torch.zeros(4, 3), "tile_grid": (0, 2)}, ["tile_grid", "(0, 2)"]),
+        ({"visual": torch.zeros(4, 3), "total": 4.0}, ["total", "4.0", "float", "int()"]),
+        ({"visual": torch.zeros(4, 3), "total": True}, ["total", "True", "bool"]),
+        ({"visual": torch.zeros(4, 3), "total": 10**5000}, ["total", "below 2**53", "bits"]),
+        ({"visual": torch.zeros(4, 3), "key": 1.5}, ["key", "1.5", "int()"]),
+        ({"visual": torch.zeros(4, 3), "prompt": -1}, ["prompt", "-1"]),
+        ({"visual": torch.zeros(4, 3), "tower_size": torch.ones(2, 4)}, ["tower_size", "(1, n)", "1 entry"]),
+        ({"visual": torch.zeros(4, 3), "cls_attention": torch.ones(0, 4)}, ["cls_attention", "at least one row"]),
+        ({"visual": torch.zeros(4, 3), "clip_text": torch.ones(0, 4)}, ["clip_text", "no rows"]),
     ],
 )
 def test_bad_tokens_name_the_field(arguments: dict[str, Any], words: list[str]) -> None:
@@ -63,6 +88,32 @@ def test_merged_tokens_lose_the_signals_of_the_tokens_they_replace() -> None:
     assert merged.tiles is None
     assert merged.positions.tolist() == [3, 9]
     assert torch.equal(merged.visual, torch.ones(2, 16))
+
+
+def test_what_was_taken_in_another_order_can_be_changed_and_taken_from() -> None:
+    reordered = random_tokens(4, 5).take(torch.tensor([9, 2, 11]), features=torch.ones(3, 16))
+    changed = replace(reordered, text=None, question=None)
+    assert changed.positions.tolist() == [9, 2, 11]
+    assert changed.take(torch.tensor([2, 0])).positions.tolist() == [11, 9]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([0, 1], ["rows", "torch.Tensor", "list"]),
+        (torch.tensor([0, 20]), ["rows", "0 to 19", "[0, 20]"]),
+        (torch.tensor([-1, 2]), ["rows", "[-1, 2]"]),
+        (torch.tensor([2, 2]), ["rows", "each once"]),
+        (torch.ones(20, dtype=torch.bool), ["rows", "bool", ".nonzero().flatten()"]),
+        (torch.empty(0, dtype=torch.int64), ["rows", "empty"]),
+        (torch.tensor([1], device="meta"), ["rows", "meta", "cpu"]),
+    ],
+)
+def test_take_names_bad_rows(rows: Any, words: list[str]) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"Tokens\.take") as caught:
+        random_tokens(4, 5).take(rows)
+    for word in words:
+        assert word in str(caught.value)
 
 
 def test_immutable() -> None:

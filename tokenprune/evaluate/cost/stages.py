@@ -89,7 +89,7 @@ def run_stages(
     selections = _everything(prompt) if plan is None else select_tokens(plan.before, prompt)[0]
     pruned = compact(prompt, selections, positions=(positions or "compact") if plan is None else plan.policy)
     chosen = now(device)
-    arguments = {**pruned.generate_kwargs(), **(options or {})}
+    arguments = {**pruned.generate_kwargs(placed=True), **(options or {})}
     layers = len(adapter.decoder_layers)
     lengths, layer_tokens, inside = (pruned.ids.shape[1],) * layers, tuple[tuple[int, ...], ...](), 0.0
     cuts = plan is not None and plan.cuts

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenprune.bundled.questions import KINDS, ask
-from tokenprune.bundled.training.packing import answer_loss, pack, predict
-from tokenprune.bundled.training.projector import alignment_loss, norm_loss, scene_words
-from tokenprune.bundled.training.symbolic import (
+from benchmarks.bundled_model.packing import answer_loss, pack, predict
+from benchmarks.bundled_model.projector import alignment_loss, norm_loss, scene_words
+from benchmarks.bundled_model.symbolic import (
     accuracy_by_kind,
     draw_questions,
     text_parameters,
     word_embeddings,
 )
-from tokenprune.bundled.training.vision import VisionHeads, auxiliary_losses, draw_scenes, tower_features, windows
+from benchmarks.bundled_model.vision import VisionHeads, auxiliary_losses, draw_scenes, tower_features, windows
+from tokenprune.bundled.questions import KINDS, ask
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration

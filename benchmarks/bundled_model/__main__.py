@@ -1,4 +1,4 @@
-"""Command line of the training: ``python -m tokenprune.bundled.training --out DIR --seed 0``."""
+"""Command line of the training: ``python -m benchmarks.bundled_model --out DIR --seed 0``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from tokenprune.bundled.training.recipe import train
+from benchmarks.bundled_model.recipe import train
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train the bundled model from nothing, or go on where an interrupted run stopped."""
-    parser = argparse.ArgumentParser(prog="python -m tokenprune.bundled.training", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bundled_model", description=main.__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, log and result; reuse it to resume"
     )

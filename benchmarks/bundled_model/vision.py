@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.bundled_model.architecture import WIDTH
 from tokenprune.bundled.cards import CARD, GRID, PATCH, Card, lay_out, patch_region
 from tokenprune.bundled.render import render
 from tokenprune.bundled.tokenizer import MEAN, STD
-from tokenprune.bundled.training.architecture import WIDTH
 from tokenprune.bundled.vocabulary import COLOURS, DIGITS, REGIONS
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from typing import Final
 import torch
 from torch import nn
 
-from tokenprune.bundled.training.architecture import build_model
-from tokenprune.bundled.training.export import export
-from tokenprune.bundled.training.joint import joint_accuracy, joint_loss
-from tokenprune.bundled.training.loop import Log, Stage, run_stage
-from tokenprune.bundled.training.projector import projector_loss
-from tokenprune.bundled.training.symbolic import symbolic_loss
-from tokenprune.bundled.training.vision import VisionHeads, vision_accuracy, vision_loss
+from benchmarks.bundled_model.architecture import build_model
+from benchmarks.bundled_model.export import export
+from benchmarks.bundled_model.joint import joint_accuracy, joint_loss
+from benchmarks.bundled_model.loop import Log, Stage, run_stage
+from benchmarks.bundled_model.projector import projector_loss
+from benchmarks.bundled_model.symbolic import symbolic_loss
+from benchmarks.bundled_model.vision import VisionHeads, vision_accuracy, vision_loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.bundled_model.packing import Packed, answer_loss, pack, predict
 from tokenprune.bundled.cards import GRID, Card, lay_out, patch_region
 from tokenprune.bundled.questions import KINDS, LOOKUPS, Question, ask
-from tokenprune.bundled.training.packing import Packed, answer_loss, pack, predict
 from tokenprune.bundled.vocabulary import BACKGROUND, COLOURS, DIGITS, IDS, REGIONS, SPECIAL
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenprune.bundled.cards import Card
-from tokenprune.bundled.training.symbolic import (
+from benchmarks.bundled_model.symbolic import (
     COLOUR_IDS,
     DIGIT_IDS,
     REGION_IDS,
@@ -24,7 +23,8 @@ from tokenprune.bundled.training.symbolic import (
     word_embeddings,
     word_norm,
 )
-from tokenprune.bundled.training.vision import draw_scenes, tower_features, windows
+from benchmarks.bundled_model.vision import draw_scenes, tower_features, windows
+from tokenprune.bundled.cards import Card
 from tokenprune.bundled.vocabulary import BACKGROUND, IDS
 
 if TYPE_CHECKING:

@@ -1,1 +1,0 @@
-"""Training of the bundled model from nothing: ``python -m tokenprune.bundled.training --out DIR``."""
