@@ -22,7 +22,7 @@ Entries: TypeAlias = Callable[[Indices, Indices], NDArray[np.floating[Any]]]
 """Of two lists of tokens the block of the float32 matrix."""
 
 _FEW = 4  # rows that are sooner scored than looked for among each other
-_BLOCK = 32  # rows in float64 at once: they stay in the cache
+_BLOCK_ENTRIES = 1 << 16  # in float64 at once: they stay in the cache
 
 
 class TooManyError(Exception):
@@ -60,32 +60,30 @@ class UnitRows:
 
     def products(self, left: Indices, right: Indices) -> Rows:
         """Cosines of left[0] and right[0], left[1] and right[1], and so on."""
-        found = np.empty(len(left))
-        for top in range(0, len(left), _BLOCK):
-            part = slice(top, top + _BLOCK)
+        found, step = np.empty(len(left)), max(1, _BLOCK_ENTRIES // self._image.shape[1])
+        for top in range(0, len(left), step):
+            part = slice(top, top + step)
             a, b = self._given(left[part]), self._given(right[part])
             found[part] = np.add.reduce(a * b, axis=1) / (_lengths(a) * _lengths(b))
         return found
 
     def along(self, indices: Indices, direction: Rows) -> Rows:
         """Products of these rows with one vector."""
-        found = np.empty(len(indices))
-        for top in range(0, len(indices), _BLOCK):
-            rows = self._given(indices[top : top + _BLOCK])
-            found[top : top + _BLOCK] = np.add.reduce(rows * direction, axis=1) / _lengths(rows)
+        found, step = np.empty(len(indices)), max(1, _BLOCK_ENTRIES // self._image.shape[1])
+        for top in range(0, len(indices), step):
+            rows = self._given(indices[top : top + step])
+            found[top : top + step] = np.add.reduce(rows * direction, axis=1) / _lengths(rows)
         return found
 
-    def add_to(self, total: Float[Tensor, " d"], indices: Indices | None = None) -> None:
-        """Add these rows, or all, to a vector in float64.
+    def add_to(self, total: Rows, indices: Indices) -> None:
+        """Add these rows to a vector, a few at a time.
 
         The vector is the same for all tokens that are compared, and its rounding hundreds of times less than a tie.
         """
-        rows = self._image if indices is None else self._image[torch.from_numpy(indices)]
-        buffer = torch.empty((min(len(rows), _BLOCK), rows.shape[1]), dtype=torch.float64)
-        for part in rows.split(_BLOCK):
-            wide = buffer[: len(part)].copy_(part)
-            lengths = torch.linalg.vector_norm(wide, dim=1)
-            total.addmv_(wide.mT, lengths.masked_fill_(lengths == 0, 1.0).reciprocal_())
+        step = max(1, _BLOCK_ENTRIES // self._image.shape[1])
+        for top in range(0, len(indices), step):
+            rows = self._given(indices[top : top + step])
+            total += (1.0 / _lengths(rows)) @ rows
 
     def classes(self, indices: Indices) -> Indices:
         """A number for each row that equal rows share; -0.0 equals 0.0."""
@@ -120,7 +118,7 @@ class Decider:
         objective: "sum" or "min".
         entries: the float32 matrix, or what would be in it.
         error: how far its entries may be from the truth.
-        budget: how many rows may be scored before `TooManyError` is raised.
+        budget: how many rows may be scored before `TooManyError` is raised; None for any number.
     """
 
     def __init__(
@@ -129,11 +127,11 @@ class Decider:
         objective: Literal["sum", "min"],
         entries: Entries,
         error: float,
-        budget: float = np.inf,
+        budget: int | None = None,
     ) -> None:
         self._unit, self._objective, self._entries, self._error = UnitRows(image), objective, entries, error
         self._left = budget
-        self._total = torch.zeros(image.shape[1], dtype=torch.float64)
+        self._total = np.zeros(image.shape[1])
         self._summed = 0
 
     def __call__(self, picked: Indices, candidates: Indices) -> int:
@@ -160,15 +158,16 @@ class Decider:
         return found
 
     def _spend(self, rows: int) -> None:
-        self._left -= rows
-        if self._left < 0:
-            raise TooManyError
+        if self._left is not None:
+            self._left -= rows
+            if self._left < 0:
+                raise TooManyError
 
     def _sum_of(self, picked: Indices) -> Rows:
         # One after the other, so that the sum does not depend on which steps were looked at before.
         self._unit.add_to(self._total, picked[self._summed :])
         self._summed = len(picked)
-        return np.asarray(self._total.numpy())
+        return self._total
 
     def _extreme(self, rows: Indices, columns: Indices, extreme: np.ufunc, *, own: float | None = None) -> Rows:
         """Smallest or largest entry of each row, `own` in place of a token's entry with itself."""
@@ -191,9 +190,9 @@ class Decider:
         if start == "sum":
             self._spend(len(candidates))
             # The sum holds a row's product with itself, 1, or 0 for a zero row, whose entry with itself is -1 too.
-            total = torch.zeros_like(self._total)
-            self._unit.add_to(total)
-            scores = ~self._unit.is_zero(candidates) - self._unit.along(candidates, total.numpy())
+            total = np.zeros_like(self._total)
+            self._unit.add_to(total, every)
+            scores = ~self._unit.is_zero(candidates) - self._unit.along(candidates, total)
             slack = TIED * len(every)
         elif start == "max":
             scores = self._extreme(candidates, every, np.maximum, own=-np.inf)

@@ -106,7 +106,7 @@ def _first_correction(order: Indices, done: int, steps: Matrix, windows: Matrix,
 
 
 def walk_together(matrix: Matrix, keeps: Sequence[int], first: Indices, rules: Sequence[Rule]) -> list[Indices]:
-    """Greedy picks of several images, (b, n, n), which share the call overhead of each step; rules differ in `decide`."""
+    """Greedy picks of several images, (b, n, n), which share the call overhead of each step."""
     batch, n, _ = matrix.shape
     rule, most = rules[0], max(keeps)
     order = np.empty((batch, most), dtype=np.int64)
@@ -128,7 +128,7 @@ def walk_together(matrix: Matrix, keeps: Sequence[int], first: Indices, rules: S
         best = np.take_along_axis(history, order[:, 1:].T[:, :, None], axis=2)
         near = history >= (best[..., 0] - rule.windows(most)[:, None])[..., None]
         if np.count_nonzero(near) > near.shape[0] * batch:
-            for image in np.flatnonzero((near.sum(axis=2) > 1).any(axis=0)):
+            for image in np.flatnonzero((near.sum(axis=2) > 1).any(axis=0)).tolist():
                 _correct(matrix[image], order[image], history[:, image], keeps[image], rules[image])
     return [picks[:keep] for picks, keep in zip(order, keeps, strict=True)]
 

@@ -76,7 +76,8 @@ def _parts(
     groups: dict[tuple[Route, object], list[int]] = {}
     for i, (image, keep, start) in enumerate(zip(images, keeps, starts, strict=True)):
         dtype = working_dtype(image)
-        way = choose(image.shape[0], keep, image.device, itemsize=_itemsize(image, distance)) if route == "auto" else route
+        itemsize = _itemsize(image, distance)
+        way = choose(image.shape[0], keep, image.device, itemsize=itemsize) if route == "auto" else route
         if way == "lazy" and distance == "precomputed":
             way = "host" if image.device.type == "cpu" else "torch"
         size = None if way in ("torch", "triton") else image.shape[0]
@@ -128,7 +129,8 @@ def _on_host(
         return [torch.from_numpy(order)]
     except TooManyError:
         if len(images) > 1:
-            return [_on_host([each], [keep], objective, distance, start)[0] for each, keep in zip(images, keeps, strict=True)]
+            pairs = zip(images, keeps, strict=True)
+            return [_on_host([each], [keep], objective, distance, start)[0] for each, keep in pairs]
         return [_in_float64(images[0], keeps[0], objective, distance, start)]
 
 
@@ -160,7 +162,7 @@ def _first_on_host(matrix: Tensor, start: Start, error: float, deciders: Sequenc
     close = scores >= scores.max(axis=1, keepdims=True) - 2 * width
     first: NDArray[np.int64] = close.argmax(axis=1)
     if np.count_nonzero(close) > len(close):
-        for image in np.flatnonzero(close.sum(axis=1) > 1):
+        for image in np.flatnonzero(close.sum(axis=1) > 1).tolist():
             first[image] = deciders[image].first(np.flatnonzero(close[image]), start)
     return first
 

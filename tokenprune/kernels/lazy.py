@@ -36,12 +36,12 @@ class LazyRows:
         self._points = unit_rows(x.to(dtype)) if distance == "cosine" else points_for(x, distance).to(dtype)
 
     @property
-    def scale(self) -> Float[Tensor, ""]:
+    def scale(self) -> Float[Tensor, "1 1"]:
         """The size of an entry."""
         if self._distance in ("cosine", "angular"):
-            return self._points.new_ones(())
+            return self._points.new_ones((1, 1))
         middle = self._points.mean(0, keepdim=True)
-        largest = 2 * torch.linalg.vector_norm(self._points - middle, dim=1).amax()
+        largest = 2 * torch.linalg.vector_norm(self._points - middle, dim=1).amax().reshape(1, 1)
         return largest.square() if self._distance == "sqeuclidean" else largest
 
     def row(self, index: int) -> Float[Tensor, " n"]:

@@ -16,6 +16,7 @@ _COLUMNS = 128
 # Numbers or squares that are summed in the tokens' precision, where more than `_COLUMNS` would be; the rest in float64.
 _SUMMED = 64
 _BLOCK_ROWS = 128
+_SMALL = 1 << 16  # entries of which norms in float64 cost less than calling more operations
 # Norms between which no square over- or underflows; outside, zero rows included, rows are scaled in two steps.
 _SAFE = (1e-15, 1e15)
 
@@ -41,9 +42,10 @@ def unit_rows(x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n d"]:
 
 def row_norms(x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n 1"]:
     """Lengths of rows, of long ones with little rounding."""
-    d = x.shape[-1]
-    if d <= _COLUMNS or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    if x.numel() <= _SMALL:
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).to(x.dtype)
     return squared_norms(x).sqrt_().to(x.dtype)
 
 
@@ -74,7 +76,7 @@ def rounding(d: int, dtype: torch.dtype, *, columns: int = _COLUMNS) -> float:
         True
     """
     unit = torch.finfo(dtype).eps / 2
-    norm = d if d <= _COLUMNS else _SUMMED + d // _SUMMED * (dtype == torch.float64)
+    norm = _SUMMED + d // _SUMMED * (dtype == torch.float64)
     return 1.05 * unit * (min(d, columns) + -(-d // columns) + norm + 12)
 
 
@@ -175,7 +177,7 @@ def finish(
 
 
 def _snapped(squares: Tensor, size: Tensor | float) -> Tensor:
-    """Squared distances in place, 0 where they are no more than rounding of their size: equal rows are at distance 0."""
+    """Squared distances in place, 0 where they are no more than rounding of their size."""
     noise = 512 * torch.finfo(squares.dtype).eps if squares.dtype == torch.float64 else 0.0
     return squares.masked_fill_(squares <= size * noise, 0.0)
 
@@ -204,9 +206,11 @@ def gram(
     result = x.new_empty((*x.shape[:-1], n)) if out is None else out
     if x.ndim == 3:
         return torch.baddbmm(result, x, x.mT, beta=0, alpha=scale, out=result)
+    if d <= _COLUMNS or x.device.type != "cpu":
+        return torch.addmm(result, x, x.mT, beta=0, alpha=scale, out=result)
     if not _in_bands(x):
-        for left in range(0, max(1, d), _COLUMNS) if x.device.type == "cpu" else (0,):
-            part = x[:, left : left + _COLUMNS] if x.device.type == "cpu" else x
+        for left in range(0, d, _COLUMNS):
+            part = x[:, left : left + _COLUMNS]
             result.addmm_(part, part.mT, beta=0.0 if left == 0 else 1.0, alpha=scale)
         return result
     for left in range(0, d, _COLUMNS):

@@ -94,7 +94,7 @@ def exact_sum(values: Float[Tensor, "*shape"], dim: int, *, over: tuple[int, ...
     return (total * power_of_two(-shift)).squeeze(dim)
 
 
-def lowest_best(scores: Float[Tensor, "b n"], slack: float | Float[Tensor, "b 1"]) -> Int[Tensor, " b"]:
+def lowest_best(scores: Float[Tensor, "b n"], slack: float | Float[Tensor, "#b 1"]) -> Int[Tensor, " b"]:
     """The lowest index whose score is at most `slack` below the largest of its row.
 
     Examples:

@@ -74,9 +74,11 @@ def backward(matrix: Array, linear: Array, k: int) -> Indices:
 def _reverse_torch(x: Tensor, k: int, distance: DistanceOrMatrix) -> Tensor:
     with torch.no_grad():
         if x.device.type == "cpu":
-            matrix, scale = on_host_matrix(x.detach(), distance)
+            matrix, largest = on_host_matrix(x.detach(), distance)
+            scale = torch.full((1, 1), largest, dtype=torch.float64)
         else:
-            matrix, scale = (each[0] for each in matrix_of(x.detach()[None], distance))
+            together, scale = matrix_of(x.detach()[None], distance)
+            matrix = together[0]
         matrix = matrix.flip(0, 1)
         losses, slack = matrix.sum(1), scale * (TIED * len(x))
         gone = torch.zeros(len(x), dtype=torch.bool, device=x.device)
