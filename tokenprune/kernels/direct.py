@@ -57,6 +57,7 @@ def matrix_of(
         matrix.diagonal(dim1=1, dim2=2).fill_(-1.0)
         return matrix, matrix.new_ones((len(matrix), 1))
     matrix = between(points, points, distance)
+    matrix.diagonal(dim1=1, dim2=2).zero_()  # zero rows are at a right angle to others, not to themselves
     if valid is not None:
         matrix.masked_fill_(~valid[:, None, :], 0.0).masked_fill_(~valid[:, :, None], 0.0)
     return matrix, matrix.amax((1, 2))[:, None]
