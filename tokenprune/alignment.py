@@ -126,7 +126,7 @@ class _Text(NamedTuple):
         exponent = torch.frexp(largest).exponent.clamp(-100, 126)
         scaled = torch.ldexp(text, -exponent[:, None, None])
         centre = scaled.mean(1)
-        spread = (scaled - centre[:, None]).square_().sum(-1).mean(1)
+        spread = scaled.sub_(centre[:, None]).square_().sum(-1).mean(1)
         return cls(largest, exponent, centre, spread)
 
 
