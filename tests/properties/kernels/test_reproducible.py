@@ -50,7 +50,7 @@ def naive(x: torch.Tensor, keep: int, objective: str, start: Any) -> list[int]:
         order = [start]
     else:
         others = [[entry[i, j] for j in range(n) if start == "sum" or j != i] or [0.0] for i in range(n)]
-        reduce = {"sum": sum, "max": max, "min": min}[start]
+        reduce: Any = {"sum": sum, "max": max, "min": min}[start]
         order = [lowest([float(reduce(row)) for row in others], TIED * (n if start == "sum" else 1))]
     while len(order) < keep:
         taken = [[entry[i, j] for j in order] for i in range(n)]
