@@ -38,18 +38,19 @@ def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def unit64(x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n d"]:
     """Rows of length 1 in the precision that decides, from their own numbers alone; a zero row stays zero.
 
-    Rows are first divided by a power of two, so that no square over- or underflows.
+    Rows in float64 are first divided by a power of two, so that no square over- or underflows.
 
     Examples:
         >>> unit64(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]])).round(decimals=6).tolist()
         [[0.6, 0.8], [0.0, 0.0]]
     """
-    rows = precise(x).contiguous()
-    largest = torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg())
-    if x.dtype == torch.float64:  # the squares of narrower types are in range
-        rows = rows * power_of_two(-torch.frexp(largest).exponent.clamp(-1000, 1000))
+    if x.dtype == precise_dtype(x.device):
+        largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg())
+        rows = x * power_of_two(-torch.frexp(largest).exponent.clamp(-1000, 1000))
+    else:  # the squares of narrower types are in range
+        rows = precise(x).contiguous()
     norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / torch.where(largest > 0, norms, 1.0)
+    return rows.div_(norms.masked_fill_(norms == 0, 1.0))
 
 
 def power_of_two(exponent: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
