@@ -158,8 +158,8 @@ def recycle(
         float (c, d), in order of falling density x delta.
 
     Examples:
-        >>> recycle(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), clusters=2).round(decimals=2).flatten()
-        tensor([0.0500, 5.0500])
+        >>> recycle(torch.tensor([[0.0], [0.5], [5.0], [5.5]]), clusters=2).round(decimals=2).flatten()
+        tensor([0.2500, 5.2500])
     """
     m, width = features.shape
     c = m // 10 + 1 if clusters is None else clusters
