@@ -13,7 +13,7 @@ Defects of the authors' program: it stops under eager attention and with grouped
 than query heads); here key heads are repeated. Where it runs the selection is the same, so there is no `official`
 switch.
 
-Deviations: scores in float32, ties to the lowest index; the strategy rounds shares half up (the program cuts them
+Deviations: scores in float64, ties to the lowest index; the strategy rounds shares half up (the program cuts them
 off). In training the program averages over all tokens that precede an answer; pruning uses the last instruction token.
 """
 
@@ -26,8 +26,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.arguments import check_layers, check_real
-from tokenprune.baselines.scoring import RankingStrategy, check_count, top, working
+from tokenprune.baselines.scoring import TIED, RankingStrategy, as_given, check_count, head_mean, top
 from tokenprune.budget import Keep, check_keep, keep_count
+from tokenprune.kernels.ties import precise
 from tokenprune.pipeline import StagedStrategy, run_stages
 from tokenprune.strategy import PruningStrategy, set_keep, set_layer
 from tokenprune.tokens import Selection, Tokens
@@ -71,13 +72,19 @@ def pyramiddrop_score(
     Raises:
         ValueError: when the key heads do not divide the heads, or the image does not fit.
     """
+    return as_given(_score(query_last, keys, image_start, n_image), query_last)
+
+
+def _score(
+    query_last: Float[Tensor, "*b h e"], keys: Float[Tensor, "*b g l e"], image_start: int, n_image: int
+) -> Float[Tensor, "*b n"]:
     heads, groups = query_last.shape[-2], keys.shape[-3]
     if heads % groups:
         raise ValueError(f"pyramiddrop: {groups} key heads do not divide {heads} query heads")
     check_count("pyramiddrop", "image_start", image_start, keys.shape[-2] - n_image, lowest=0)
-    keys = working(keys).repeat_interleave(heads // groups, dim=-3)
-    logits = (keys @ working(query_last)[..., None]).squeeze(-1) / query_last.shape[-1] ** 0.5
-    return logits.softmax(-1)[..., image_start : image_start + n_image].mean(-2)
+    keys = precise(keys).repeat_interleave(heads // groups, dim=-3)
+    logits = (keys @ precise(query_last)[..., None]).squeeze(-1) / query_last.shape[-1] ** 0.5
+    return head_mean(logits.softmax(-1)[..., image_start : image_start + n_image])
 
 
 def pyramiddrop(
@@ -104,7 +111,8 @@ def pyramiddrop(
         tensor([1, 2])
     """
     check_count("pyramiddrop", "keep", keep, n_image)
-    return top(pyramiddrop_score(query_last, keys, image_start=image_start, n_image=n_image), keep)[0]
+    score = _score(query_last, keys, image_start, n_image)
+    return top(score, keep, slack=TIED * score.amax(-1, keepdim=True))[0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,7 +162,7 @@ class PyramidDropStage(RankingStrategy):
     def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
         if tokens.decoder_next_attention is None:  # `select` has checked it
             raise ValueError("PyramidDropStage: needs Tokens.decoder_next_attention")
-        return working(tokens.decoder_next_attention).mean(0)
+        return head_mean(tokens.decoder_next_attention)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -1,4 +1,7 @@
-"""What the baselines share: working precision, unit rows, stable ranking, outliers."""
+"""What the baselines share: working precision, unit rows, stable ranking, outliers.
+
+Scores that decide are in float64 (`exact_sum`, `unit64`): whatever processor and batch, the same tokens are chosen.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -9,10 +12,23 @@ from torch import Tensor
 
 from tokenprune.kernels import top_each
 from tokenprune.kernels import top_k as top
+from tokenprune.kernels.ties import TIED, exact_sum, unit64
 from tokenprune.strategy import PruningStrategy
 from tokenprune.tokens import Selection, Tokens
 
-__all__ = ["RankingStrategy", "check_count", "outlier_count", "top", "unit", "working"]
+__all__ = [
+    "TIED",
+    "RankingStrategy",
+    "as_given",
+    "check_count",
+    "exact_sum",
+    "head_mean",
+    "outlier_count",
+    "top",
+    "unit",
+    "unit64",
+    "working",
+]
 
 
 class RankingStrategy(PruningStrategy):
@@ -20,7 +36,7 @@ class RankingStrategy(PruningStrategy):
 
     @abstractmethod
     def _scores(self, tokens: Tokens) -> Float[Tensor, " n"]:
-        """The score of every token of one image, in working precision."""
+        """The score of every token of one image, in the precision that decides."""
 
     def _select(self, tokens: Tokens) -> Selection:
         return self._select_batch([tokens])[0]
@@ -29,7 +45,7 @@ class RankingStrategy(PruningStrategy):
         scores = [self._scores(tokens) for tokens in batch]
         kept = top_each(scores, [self.count(tokens) for tokens in batch])
         return [
-            Selection(indices=indices, total=tokens.n, order=order, scores=score)
+            Selection(indices=indices, total=tokens.n, order=order, scores=as_given(score, tokens.visual))
             for tokens, (indices, order), score in zip(batch, kept, scores, strict=True)
         ]
 
@@ -37,6 +53,21 @@ class RankingStrategy(PruningStrategy):
 def working(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The tensor in the precision that scores are computed in: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def as_given(score: Float[Tensor, "*shape"], source: Tensor) -> Float[Tensor, "*shape"]:
+    """A score that is shown, in the working precision of what it was made from."""
+    return score.to(torch.float64 if source.dtype == torch.float64 else torch.float32)
+
+
+def head_mean(attention: Float[Tensor, "*b h n"]) -> Float[Tensor, "*b n"]:
+    """Mean over heads in float64, the same in whatever order the heads are added.
+
+    Examples:
+        >>> head_mean(torch.tensor([[0.25, 0.5], [0.75, 0.5]])).tolist()
+        [0.5, 0.5]
+    """
+    return exact_sum(attention, -2) / attention.shape[-2]
 
 
 def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
@@ -60,7 +91,8 @@ def outlier_count(values: Float[Tensor, "*shape"]) -> int:
     """
     quartiles = torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device)
     low, high = values.flatten().quantile(quartiles)
-    return int((values > high + 1.5 * (high - low)).sum())
+    rounding = TIED * values.abs().max() if values.dtype == torch.float64 else 0.0
+    return int((values > high + 1.5 * (high - low) + rounding).sum())
 
 
 def check_count(owner: str, parameter: str, value: object, highest: int, *, lowest: int = 1) -> None:

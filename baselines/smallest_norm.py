@@ -6,8 +6,10 @@ from typing import ClassVar
 import torch
 
 from tokenprune.alignment import alignment_score
+from tokenprune.baselines.scoring import TIED, as_given
 from tokenprune.budget import Keep
 from tokenprune.kernels import top_k
+from tokenprune.kernels.ties import precise
 from tokenprune.strategy import PruningStrategy, set_keep
 from tokenprune.tokens import Selection, Tokens
 
@@ -38,6 +40,6 @@ class SmallestNorm(PruningStrategy):
 
     def _select(self, tokens: Tokens) -> Selection:
         nothing = torch.zeros(1, tokens.visual.shape[1], dtype=tokens.visual.dtype, device=tokens.visual.device)
-        scores = alignment_score(tokens.visual, nothing)
-        indices, order = top_k(scores, self.count(tokens))
-        return Selection(indices=indices, total=tokens.n, order=order, scores=scores)
+        scores = alignment_score(precise(tokens.visual), nothing)
+        indices, order = top_k(scores, self.count(tokens), slack=(TIED * scores.abs().amax())[None])
+        return Selection(indices=indices, total=tokens.n, order=order, scores=as_given(scores, tokens.visual))
