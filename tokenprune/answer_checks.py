@@ -73,6 +73,11 @@ def check_form(title: str, tokens: Tokens, selection: Selection) -> None:
         raise RuntimeError(f"{title}: stages must be a tuple of StageCount, got {selection.stages!r}")
 
 
+def on_host(selection: Selection) -> bool:
+    """Whether the numbers of a selection can be read without waiting for a device."""
+    return selection.indices.is_cpu
+
+
 def rows_hold(selection: Selection, n: int, *, ascending: bool) -> bool:
     """Whether the indices of a selection on the CPU are unique rows below n, in order, and `order` holds the same.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast, final
 
 import torch
 
-from tokenprune.answer_checks import NotFiniteError, check_answers, check_form, rows_hold
+from tokenprune.answer_checks import NotFiniteError, check_answers, check_form, on_host, rows_hold
 from tokenprune.budget import Keep, check_keep, keep_count
 from tokenprune.kernels.finite import all_finite, rough_sum
 from tokenprune.kernels.precision import in_autocast, with_autocast_of_now, without_autocast
@@ -247,7 +247,7 @@ class PruningStrategy(ABC):
         right = True
         for i, (tokens, selection) in enumerate(zip(batch, selections, strict=True)):
             made += [x for x in (selection.features, selection.extra) if x is not None and x is not tokens.visual]
-            if selection.indices.is_cpu:
+            if on_host(selection):
                 right = right and rows_hold(selection, tokens.n, ascending=self.ascending)
             elif selection.kept:  # a method that withdraws the image keeps nothing
                 ordered = selection.order is not None

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenprune.kernels.ties import precise
 from tokenprune.strategy import PruningStrategy, Site
 from tokenprune.tokens import Selection, Tokens
 
@@ -52,8 +53,9 @@ class TowerState:
         """States averaged by size in float32 (float64 stays), sizes added; rows that stay alone keep their bits."""
         count = merge.place.shape[0]
         size = self.size.new_zeros(count).index_add(0, merge.row_of, self.size)
-        share = self.size / size[merge.row_of]  # of each row in its mean; sums of rows could overflow
-        weighted = (self.x if self.x.dtype == torch.float64 else self.x.float()) * share[:, None]
+        x = self.x if self.x.dtype == torch.float64 else self.x.float()
+        share = self.size.to(x.dtype) / size[merge.row_of].to(x.dtype)  # of each row in its mean; sums could overflow
+        weighted = x * share[:, None]
         mean = weighted.new_zeros((count, self.x.shape[1])).index_add(0, merge.row_of, weighted)
         alone = size == self.size[merge.place]
         x = torch.where(alone[:, None], self.x[merge.place], mean.to(self.x.dtype))
@@ -123,15 +125,17 @@ class TowerStrategy(PruningStrategy):
 
     def _merged(self, tokens: Tokens) -> Tokens:
         """The image as it comes out of a tower whose layers change nothing; `vision_keys`, if any, are their keys."""
-        keys = TowerState.whole(tokens.visual if tokens.vision_keys is None else tokens.vision_keys)
-        state = TowerState.whole(tokens.visual, tokens.grid)
+        # In float64, so that later merges compare the same numbers whatever the tokens' precision is.
+        keys = TowerState.whole(precise(tokens.visual if tokens.vision_keys is None else tokens.vision_keys))
+        state = TowerState.whole(precise(tokens.visual), tokens.grid)
         for layer in range(_LAYERS):
-            metric = keys.x.detach().float() if self.where == "attention" else None
+            metric = keys.x.detach() if self.where == "attention" else None
             plain = replace(state, x=state.x.detach())
             merge = self.merge(layer, _LAYERS, plain, metric, prefix=0, patches=tokens.n)
             if merge is not None:
                 state, keys = state.merged(merge), keys.merged(merge)
         visual = torch.zeros_like(state.x[:1]).repeat(tokens.n, 1).index_copy(0, state.place, state.x)
+        visual = visual.to(tokens.visual.dtype)
         size = state.size.new_zeros(tokens.n).index_copy(0, state.place, state.size)
         return replace(tokens, visual=visual, tower_size=size[None])
 

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.properties.kernels.reference import cloud
 from tokenprune import GreedyRepMax, MIAlignment, Tokens, TrimTokenator
+from tokenprune import strategy as strategy_module
 from tokenprune.baselines import CDPruner, DivPrune, FasterVLM
 from tokenprune.kernels import determinant_each, images, pick_each
 
@@ -54,6 +55,7 @@ def test_a_selection_never_waits(objective: Any, start: Any) -> None:
 def test_a_batch_is_checked_at_once(strategy: Any, reads_per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "choose", lambda *args, **kwargs: "torch")
     monkeypatch.setattr(images, "on_host", lambda *args: False)
+    monkeypatch.setattr(strategy_module, "on_host", lambda selection: False)
     for size in (1, 2, 7):
         batch = [
             Tokens(
