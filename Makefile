@@ -14,11 +14,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-matrix check docs bench bench-all gpu clean
+.PHONY: help demo test test-paths test-matrix check docs bench bench-all gpu clean
 
 help:
 	@echo "make demo   install, then compare pruning strategies on the bundled model and real images"
 	@echo "make test   install, then run every test that needs no GPU"
+	@echo "make test-paths  the tests of what is kept once more, on another code path of the processor (part of make test)"
 	@echo "make test-matrix  run every model family with every backend, position policy, batch shape and cache, and the"
 	@echo "            tests of models with the oldest supported transformers, in an environment of its own"
 	@echo "make check  lint, format, types, import layers, documentation build"
@@ -55,6 +56,13 @@ demo: $(RUN_STAMP)
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not matrix"
+	$(MAKE) --no-print-directory test-paths
+
+# Once more with the plainest code of torch and MKL, which are chosen when these are loaded: what is kept must not change.
+test-paths: $(DEV_STAMP)
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -m "not gpu and not matrix" \
+		tests/properties/kernels tests/unit/kernels tests/unit/baselines tests/unit/test_alignment.py \
+		tests/parity tests/contract/test_registered.py
 
 test-matrix: $(DEV_STAMP) $(OLDEST_STAMP)
 	$(BIN)/python -m pytest -m matrix tests

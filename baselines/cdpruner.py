@@ -16,7 +16,7 @@ Defects of the authors' program, reproduced by `official=True`:
 - Beyond the kernel's rank, residuals are rounding noise and tokens repeat, so fewer come out. Default: a token
   whose residual is below 1e-6 of its own quality counts as dependent; dependent tokens follow by falling relevance.
 
-Deviations: cosines in float32 (the program normalises in the model's dtype first). Text segments of more than 77
+Deviations: cosines in float64 (the program normalises in the model's dtype first). Text segments of more than 77
 tokens and their pooling are the business of whoever computes `text_embeds`.
 """
 
@@ -26,17 +26,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, unit, working
+from tokenprune.baselines.scoring import TIED, as_given, check_count, unit, unit64
 from tokenprune.core.budget import Keep, keep_count
 from tokenprune.core.fields import strategy
 from tokenprune.core.selection import Choice
-from tokenprune.core.signals import (
-    CLIP_TEXT,
-    CLIP_VISUAL,
-)
+from tokenprune.core.signals import CLIP_TEXT, CLIP_VISUAL
 from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
 from tokenprune.core.tokens import Tokens
-from tokenprune.kernels import determinant_each, gram, unit_rows
+from tokenprune.kernels import determinant_each, gram
 
 __all__ = ["CDPruner", "cdpruner", "cdpruner_relevance", "greedy_map"]
 
@@ -56,11 +53,22 @@ def cdpruner_relevance(
         >>> cdpruner_relevance(patches, torch.tensor([[2.0, 0.0]]))
         tensor([[5.0000e-07, 5.0000e-01, 1.0000e+00]])
     """
-    relevance = -(unit(image_embeds) @ unit(text_embeds).T).mean(-1)
+    if not official:
+        return as_given(_relevance(image_embeds, text_embeds), image_embeds)
+    return _scaled(-(unit(image_embeds) @ unit(text_embeds).T).mean(-1), official=True)
+
+
+def _relevance(image_embeds: Float[Tensor, "t n c"], text_embeds: Float[Tensor, "s c"]) -> Float[Tensor, "t n"]:
+    return _scaled(-(unit64(image_embeds) @ unit64(text_embeds).mean(0)), official=False)
+
+
+def _scaled(relevance: Float[Tensor, "t n"], *, official: bool) -> Float[Tensor, "t n"]:
     axes = (0, 1) if official else (1,)
     low, high = relevance.amin(axes, keepdim=True), relevance.amax(axes, keepdim=True)
     scaled = (relevance - low + 1e-6) / (high - low)
-    return scaled if official else torch.where(high > low, scaled, torch.ones_like(scaled))
+    if official:
+        return scaled
+    return torch.where(high > low + TIED, scaled, torch.ones_like(scaled))
 
 
 def greedy_map(kernel: Float[Tensor, "t n n"], keep: int, *, official: bool = False) -> Int[Tensor, "t k"]:
@@ -101,9 +109,9 @@ def greedy_map(kernel: Float[Tensor, "t n n"], keep: int, *, official: bool = Fa
 def conditional_kernel(
     features: Float[Tensor, "n d"], embeds: Float[Tensor, "n c"], text: Float[Tensor, "s c"]
 ) -> Float[Tensor, "n n"]:
-    """The kernel of one tile: cosines of the tokens, each row and column times the token's relevance."""
-    relevance = cdpruner_relevance(embeds[None], text)[0]
-    kernel = gram(unit_rows(working(features))).to(relevance.dtype)
+    """The kernel of one tile in float64: cosines of the tokens, times the relevance of row and column."""
+    relevance = _relevance(embeds[None], text)[0]
+    kernel = gram(unit64(features))
     return kernel.mul_(relevance[:, None]).mul_(relevance)
 
 

@@ -15,7 +15,7 @@ Defects of the authors' program, reproduced by `official=True`:
 
 Further, whatever the switch: q = N // 8, so a budget of N keeps N + 4 tokens when 8 divides N (`dart_per_pivot`).
 
-Deviations: norms and cosines in float32, ties to the lowest index. The strategy meets its budget k exactly: k - 4
+Deviations: norms and cosines in float64, ties to the lowest index. The strategy meets its budget k exactly: k - 4
 tokens are shared among the 8 pivots, the first ones claim one more where they do not divide; k = N + 4 is the
 program's answer to N. With several images in a prompt, each has its pivots in the text behind it. With less text than
 text pivots, or fewer image tokens than are to be claimed, what there is is taken; the program stops. In a model
@@ -29,16 +29,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, unit, working
+from tokenprune.baselines.scoring import TIED, check_count, exact_sum, top, unit64
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import Count, Layer, strategy
 from tokenprune.core.places import InDecoder
 from tokenprune.core.selection import Choice
-from tokenprune.core.signals import (
-    FromDecoder,
-    FromStates,
-    Signal,
-)
+from tokenprune.core.signals import FromDecoder, FromStates, Signal
 from tokenprune.core.strategy import EQUIVARIANT, Stage
 from tokenprune.core.tokens import Tokens
 
@@ -106,7 +102,7 @@ def dart_pivots(
     length, end = keys.shape[1], image_start + n_image
     check_count("dart", "image_start", image_start, length - n_image, lowest=0)
     check_count("dart", "pivot_image", pivot_image, n_image, lowest=0)
-    norms = working(keys).abs().sum((0, 2))
+    norms = exact_sum(keys.abs().transpose(0, 1).flatten(1), 1)
     image = top(norms[image_start:end], pivot_image)[1] + image_start
     return image, top(norms[end:], min(pivot_text, length - end))[1] + end
 
@@ -154,7 +150,7 @@ def dart(
     pivots = torch.cat([image, text])
     if official:
         pivots = torch.tensor(list(set(pivots.tolist())), dtype=torch.int64, device=image.device)
-    rows = unit(normed_hidden)
+    rows = unit64(normed_hidden)
     unlikeness = -(rows[pivots] @ rows[image_start : image_start + n_image].T)
     claimed = torch.zeros(n_image, dtype=torch.bool, device=image.device).index_fill(0, image - image_start, True)
     free = n_image - image.shape[0]
@@ -163,7 +159,7 @@ def dart(
         raise ValueError(f"dart: per_pivot has {len(quotas)} numbers for {pivots.shape[0]} pivots; give one per pivot")
     for row, quota in zip(unlikeness, quotas, strict=True):
         take = min(quota, free)
-        claimed = claimed.index_fill(0, top(row.masked_fill(claimed, -torch.inf), take)[1], True)
+        claimed = claimed.index_fill(0, top(row.masked_fill(claimed, -torch.inf), take, slack=TIED)[1], True)
         free -= take
     kept = n_image - free
     retained = claimed.int().sort(descending=True, stable=True).indices[:kept].sort().values

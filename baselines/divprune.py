@@ -12,9 +12,10 @@ Defects of the authors' program, reproduced by `official=True`:
   language model gets the same token several times. Default: a token is picked once.
 - A zero row has no direction: its distances are NaN, it is picked first and then nothing works. Default: cosine 0.
 
-Deviations: distances in float32 (the program uses the model's dtype, normally float16). The program reads the token
-count from the ratio, `round(ratio * n)` with halves to even (`divprune_count`); strategies here round half up. Cost
-O(n^2 d + n k): the running minimum is updated, where the program gathers rows again at each step.
+Deviations: distances that decide in float64 (the program uses the model's dtype, normally float16). The program
+reads the token count from the ratio, `round(ratio * n)` with halves to even (`divprune_count`); strategies here
+round half up. Cost O(n^2 d + n k): the running minimum is updated, where the program gathers rows again at each
+step.
 """
 
 from collections.abc import Sequence

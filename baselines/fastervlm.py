@@ -6,14 +6,14 @@ order, each tile on its own.
 Paper: FasterVLM, arXiv 2412.01818v1. Checked against Theia-4869/FasterVLM, commit
 f5d5f12037e105a51865ecb4b28a73cd86eb4921.
 
-Deviations: scores in float32, ties to the lowest index (float16 attention has real ties, whose order the program
+Deviations: scores in float64, ties to the lowest index (float16 attention has real ties, whose order the program
 leaves open). Several tiles (LLaVA-NeXT): the core handles them, `keep` each; the strategy takes one raster.
 """
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import as_given, check_count, head_mean, top
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import strategy
 from tokenprune.core.signals import CLS_ATTENTION
@@ -25,7 +25,7 @@ __all__ = ["FasterVLM", "fastervlm", "fastervlm_score"]
 
 def fastervlm_score(cls_attention: Float[Tensor, "*b h n"]) -> Float[Tensor, "*b n"]:
     """Mean over heads of the CLS token's attention to each patch."""
-    return working(cls_attention).mean(-2)
+    return as_given(head_mean(cls_attention), cls_attention)
 
 
 def fastervlm(cls_attention: Float[Tensor, "*b h n"], keep: int) -> Int[Tensor, "*b k"]:
@@ -41,7 +41,7 @@ def fastervlm(cls_attention: Float[Tensor, "*b h n"], keep: int) -> Int[Tensor, 
         tensor([[1, 2]])
     """
     check_count("fastervlm", "keep", keep, cls_attention.shape[-1])
-    return top(fastervlm_score(cls_attention), keep)[0]
+    return top(head_mean(cls_attention), keep)[0]
 
 
 @strategy("fastervlm", paper="FasterVLM, arXiv 2412.01818v1")
@@ -65,4 +65,4 @@ class FasterVLM(Scoring):
 
     def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
         """Attention of the CLS token over heads."""
-        return fastervlm_score(tokens[CLS_ATTENTION])
+        return head_mean(tokens[CLS_ATTENTION])

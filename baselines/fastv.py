@@ -16,14 +16,14 @@ no matter of selection:
 - R is the share *removed* in the Hugging Face variant and the share *kept* in the other one (`fastv_count` has
   both).
 
-Deviations: scores in float32, ties to the lowest index.
+Deviations: scores in float64, ties to the lowest index.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import as_given, check_count, head_mean, top
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import Layer, strategy
 from tokenprune.core.places import InDecoder
@@ -53,7 +53,11 @@ def fastv_count(n: int, *, keep_ratio: float | None = None, prune_ratio: float |
 
 def fastv_score(attn_last_row: Float[Tensor, "*b h l"], *, image_start: int, n_image: int) -> Float[Tensor, "*b n"]:
     """Mean over heads of the last query's attention to the image columns."""
-    return working(attn_last_row)[..., image_start : image_start + n_image].mean(-2)
+    return as_given(_score(attn_last_row, image_start, n_image), attn_last_row)
+
+
+def _score(attn_last_row: Float[Tensor, "*b h l"], image_start: int, n_image: int) -> Float[Tensor, "*b n"]:
+    return head_mean(attn_last_row[..., image_start : image_start + n_image])
 
 
 def fastv(attn_last_row: Float[Tensor, "*b h l"], *, image_start: int, n_image: int, keep: int) -> Int[Tensor, "*b k"]:
@@ -75,7 +79,7 @@ def fastv(attn_last_row: Float[Tensor, "*b h l"], *, image_start: int, n_image: 
     length = attn_last_row.shape[-1]
     check_count("fastv", "image_start", image_start, length - n_image, lowest=0)
     check_count("fastv", "keep", keep, n_image)
-    return top(fastv_score(attn_last_row, image_start=image_start, n_image=n_image), keep)[0]
+    return top(_score(attn_last_row, image_start, n_image), keep)[0]
 
 
 def fastv_keep_index(kept: Int[Tensor, " k"], *, image_start: int, n_image: int, seq_len: int) -> Int[Tensor, " r"]:
@@ -123,4 +127,4 @@ class FastV(Scoring):
 
     def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
         """Mean attention of the prompt's last token."""
-        return fastv_score(tokens[DECODER_ATTENTION], image_start=0, n_image=tokens.n)
+        return head_mean(tokens[DECODER_ATTENTION])

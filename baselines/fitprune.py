@@ -14,7 +14,7 @@ intersection of two sets, inference the product above: related but not the same 
 
 Defects of the authors' program: 576 and 35 are written into it. None is in the selection.
 
-Deviations: scores in float32; of equal tokens the one with the lowest index is kept; at least one token stays. The
+Deviations: scores in float64; of equal tokens the one with the lowest index is kept; at least one token stays. The
 fit was not checked against the program. Its reading of the rule: alpha is a share of the attention that all image
 tokens get in that layer of the untouched model, and tokens that left earlier count as lost.
 """
@@ -27,18 +27,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenprune.arguments import LARGEST, brief
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import as_given, check_count, exact_sum, top, working
 from tokenprune.core.budget import share_count
 from tokenprune.core.fields import Layer, strategy
 from tokenprune.core.places import InDecoder
 from tokenprune.core.selection import Choice
-from tokenprune.core.signals import (
-    Attended,
-    FromDecoder,
-    Signal,
-)
+from tokenprune.core.signals import Attended, FromDecoder, Signal
 from tokenprune.core.strategy import EQUIVARIANT, Stage, Staged
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.ties import precise
 
 __all__ = [
     "FitPrune",
@@ -71,13 +68,18 @@ def fitprune_scores(attn_visual_cols: Float[Tensor, "h r n"], *, n_image: int) -
         attn_visual_cols: (heads, n_image + n_text, n_image), rows image then text, columns image.
         n_image: number of image tokens.
     """
+    mine, cross = _scores(attn_visual_cols, n_image)
+    return FitPruneScores(as_given(mine, attn_visual_cols), as_given(cross, attn_visual_cols))
+
+
+def _scores(attn_visual_cols: Float[Tensor, "h r n"], n_image: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     if attn_visual_cols.shape[2] != n_image or attn_visual_cols.shape[1] < n_image:
         raise ValueError(
             f"fitprune: attn_visual_cols must be (heads, {n_image} + text, {n_image}), "
             f"got {tuple(attn_visual_cols.shape)}"
         )
-    strongest = working(attn_visual_cols).amax(0)
-    return FitPruneScores(strongest[:n_image].sum(0) / n_image, strongest[n_image:].sum(0))
+    strongest = attn_visual_cols.amax(0)
+    return exact_sum(strongest[:n_image], 0) / n_image, exact_sum(strongest[n_image:], 0)
 
 
 def fitprune(attn_visual_cols: Float[Tensor, "h r n"], *, n_image: int, delete: int) -> Int[Tensor, " k"]:
@@ -97,8 +99,8 @@ def fitprune(attn_visual_cols: Float[Tensor, "h r n"], *, n_image: int, delete: 
         tensor([0])
     """
     check_count("fitprune", "delete", delete, n_image - 1, lowest=0)
-    scores = fitprune_scores(attn_visual_cols, n_image=n_image)
-    return top(scores.self_score * scores.cross_score, n_image - delete)[0]
+    mine, cross = _scores(attn_visual_cols, n_image)
+    return top(mine * cross, n_image - delete)[0]
 
 
 def fitprune_operations(drops: Sequence[int], *, n: int, width: int, ffn: int) -> int:
@@ -248,8 +250,10 @@ class FitPruneStage(Stage):
 
     def choose(self, tokens: Tokens) -> Choice:
         """Keep the largest products."""
-        mine, text = working(tokens[PEAKS])  # (n,) each
-        return Choice.top(mine * text, self.foresee(tokens.n, tokens.original))
+        mine, text = precise(tokens[PEAKS])  # (n,) each
+        scores = mine * text
+        indices, order = top(scores, self.foresee(tokens.n, tokens.original))
+        return Choice(indices, order=order, scores=as_given(scores, tokens.visual))
 
 
 @strategy("fitprune", paper="FitPrune, AAAI 2025, arXiv 2409.10197")

@@ -15,8 +15,8 @@ Defects of the authors' program, reproduced by `official=True`:
 
 Rounding down leaves a few tokens of the budget unspent; that is kept.
 
-Deviations: float32, ties to the lowest index. The program keeps newline tokens always; where there are any they are
-not visual tokens here. The strategy takes one raster (the LLaVA-1.5 rule).
+Deviations: scores in float64, ties to the lowest index. The program keeps newline tokens always; where there are
+any they are not visual tokens here. The strategy takes one raster (the LLaVA-1.5 rule).
 """
 
 from math import isqrt
@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import as_given, check_count, exact_sum, top
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import strategy
 from tokenprune.core.signals import CLS_ATTENTION
@@ -54,7 +54,7 @@ class HiREDTiles(NamedTuple):
 
 def hired_score(cls_attention: Float[Tensor, "*b h n"]) -> Float[Tensor, "*b n"]:
     """Sum over heads of the CLS token's attention to each patch."""
-    return working(cls_attention).sum(-2)
+    return as_given(exact_sum(cls_attention, -2), cls_attention)
 
 
 def hired(cls_attention: Float[Tensor, "h n"], keep: int) -> Int[Tensor, " k"]:
@@ -69,7 +69,7 @@ def hired(cls_attention: Float[Tensor, "h n"], keep: int) -> Int[Tensor, " k"]:
         tensor([1, 2])
     """
     check_count("hired", "keep", keep, cls_attention.shape[-1])
-    return top(hired_score(cls_attention), keep)[0]
+    return top(exact_sum(cls_attention, -2), keep)[0]
 
 
 def hired_next(
@@ -113,9 +113,9 @@ def hired_next(
     total = int(tiles * n * rate)
     full = min(int(total * alpha), n)
     sub = min(total - full, (tiles - 1) * n)
-    scores = hired_score(cls_attention)
+    scores = exact_sum(cls_attention, -2)
     marked = torch.zeros(n, device=scores.device)
-    marked[top(hired_score(cls_attention_first_layer), int(n * (1 - alpha)))[1]] = 1
+    marked[top(exact_sum(cls_attention_first_layer, -2), int(n * (1 - alpha)))[1]] = 1
     counts = _parts(marked, grid_h, grid_w, official).sum(-1)
     budgets = (counts / counts.sum().clamp_min(1) * sub).int().long().clamp_max(n)
     ranks = torch.empty_like(scores, dtype=torch.int64)
@@ -160,4 +160,4 @@ class HiRED(Scoring):
 
     def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
         """Attention of the CLS token over heads."""
-        return hired_score(tokens[CLS_ATTENTION])
+        return exact_sum(tokens[CLS_ATTENTION], -2)

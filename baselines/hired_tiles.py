@@ -24,8 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokenprune.baselines.hired import hired_score
-from tokenprune.baselines.scoring import top
+from tokenprune.baselines.scoring import as_given, exact_sum, top
 from tokenprune.core.budget import Keep, keep_count
 from tokenprune.core.fields import Share, strategy
 from tokenprune.core.selection import Choice
@@ -84,20 +83,20 @@ class HiREDNext(Stage):
             raise ValueError(
                 "HiREDNext: Tokens.tiles names no token of tile 0, the whole image; choose another strategy"
             )
-        scores, available = hired_score(last), sum(map(len, rows))
+        scores, available = exact_sum(last, -2), sum(map(len, rows))
         total = (
             min(keep_count(self.keep, available), available)
             if isinstance(self.keep, int)
             else int(available * self.keep)
         )
         full = max(min(int(total * self.alpha), len(rows[0])), 1)
-        marked = top(hired_score(first)[rows[0]], int(len(rows[0]) * (1 - self.alpha)))[0]
+        marked = top(exact_sum(first, -2)[rows[0]], int(len(rows[0]) * (1 - self.alpha)))[0]
         counts = _parts(marked, len(rows[0]), grid, self.official).bincount(minlength=grid[0] * grid[1])
         budgets = (counts / counts.sum().clamp_min(1) * max(total - full, 0)).int().tolist()
         kept = [(tiles == -1).nonzero().flatten()]
         for mine, budget in zip(rows, [full, *budgets], strict=True):
             kept.append(mine[top(scores[mine], min(budget, len(mine)))[0]])
-        return Choice(torch.cat(kept).sort().values, scores=scores)
+        return Choice(torch.cat(kept).sort().values, scores=as_given(scores, tokens.visual))
 
 
 def _parts(places: Int[Tensor, " k"], n: int, grid: tuple[int, int], official: bool) -> Int[Tensor, " k"]:

@@ -15,11 +15,12 @@ data set (TextVQA: 192 = (.001, .001), 128 = (.0012, .001), 64 = (.011, .01)), s
 data set. The merged windows come first, by falling similarity, so raster order is lost. In a batch it merges as
 many windows in every image as in the one with the fewest; here each image stands alone.
 
-Deviations: float32. When the thresholds would drop everything, the token with the largest sum stays; with
-`official=True` nothing does. The strategy is steps 2 and 3; `merge=True` puts step 1 in front. The caches of layers 2
-to 14, which the program cuts to the final set after the prompt, keep what entered each layer. The key set is a share of
-the image's original tokens; behind merging in the tower, as in the program, of the tokens that enter the language
-model. In models of fewer than 32 layers the default layers are those at the same share of the depth.
+Deviations: attention is summed in float64. When the thresholds would drop everything, the token with the largest
+sum stays; with `official=True` nothing does. The strategy is steps 2 and 3; `merge=True` puts step 1 in front. The
+caches of layers 2 to 14, which the program cuts to the final set after the prompt, keep what entered each layer.
+The key set is a share of the image's original tokens; behind merging in the tower, as in the program, of the tokens
+that enter the language model. In models of fewer than 32 layers the default layers are those at the same share of
+the depth.
 """
 
 from dataclasses import replace
@@ -37,7 +38,7 @@ from tokenprune.baselines.mustdrop_windows import (
     mustdrop_merge,
     window_similarity,
 )
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import as_given, check_count, exact_sum, head_mean, top
 from tokenprune.core.fields import Layer, Layers, Share, check_choice, strategy
 from tokenprune.core.places import InDecoder
 from tokenprune.core.selection import Choice
@@ -72,7 +73,7 @@ def mustdrop_key_set(cls_attention: Float[Tensor, "h n"], *, share: float = 0.08
     """
     if not 0 < share <= 1:
         raise ValueError(f"mustdrop_key_set: share must be in (0, 1], got {share}")
-    return top(working(cls_attention).mean(0), ceil(share * cls_attention.shape[1]))[0]
+    return top(head_mean(cls_attention), ceil(share * cls_attention.shape[1]))[0]
 
 
 def mustdrop_filter(
@@ -101,9 +102,9 @@ def mustdrop_filter(
         tensor([0, 2])
     """
     check_count("mustdrop_filter", "number of text rows", attn_text_to_visual.shape[1], attn_text_to_visual.shape[1])
-    attention = working(attn_text_to_visual).mean(0)
-    total = attention.sum(0)
-    kept = (total >= global_thr * attention.sum()) | (attention.amax(0) >= individual_thr)
+    attention = exact_sum(attn_text_to_visual, 0, over=(-3, -2, -1)) / attn_text_to_visual.shape[0]
+    total = exact_sum(attention, 0)
+    kept = (total >= global_thr * exact_sum(total, 0, over=(0,))) | (attention.amax(0) >= individual_thr)
     if key_set is not None:
         kept = kept.index_fill(0, key_set, True)
     if official:
@@ -154,11 +155,11 @@ class MustDropStage(Stage):
         attention, tower = tokens[DECODER_TEXT_ATTENTION], tokens[LAST_ATTENTION]
         # Key tokens are never dropped, so the largest of what is left are those of the whole image.
         whole = tokens.original if tokens[TOWER_SIZE] is None else tokens[DECODER_ENTERED].shape[0]
-        key = top(working(tower).mean(0), min(tokens.n, ceil(self.key_share * whole)))[0]
+        key = top(head_mean(tower), min(tokens.n, ceil(self.key_share * whole)))[0]
         kept = mustdrop_filter(
             attention[None], global_thr=self.global_thr, individual_thr=self.individual_thr, key_set=key
         )
-        return Choice(kept, scores=working(attention).sum(0))
+        return Choice(kept, scores=as_given(exact_sum(attention, 0), attention))
 
 
 @strategy("mustdrop", paper="MustDrop, arXiv 2411.10803")

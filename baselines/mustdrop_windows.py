@@ -23,10 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.arguments import check_real
-from tokenprune.baselines.scoring import unit, working
+from tokenprune.baselines.scoring import TIED, as_given, unit64, working
 from tokenprune.core.fields import strategy
 from tokenprune.core.merging import Merge, Merging, TowerState
 from tokenprune.core.places import InTower
+from tokenprune.kernels.rank import ranking
 
 __all__ = ["MergedWindows", "MustDropMerge", "check_window", "mustdrop_merge", "window_similarity"]
 
@@ -63,14 +64,14 @@ def window_similarity(windows: Float[Tensor, "w s c"]) -> Float[Tensor, " w"]:
         >>> window_similarity(torch.tensor([[[1.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]]))
         tensor([1., 0.])
     """
+    return as_given(_similarity(windows), windows)
+
+
+def _similarity(windows: Float[Tensor, "w s c"]) -> Float[Tensor, " w"]:
     size = windows.shape[1]
-    windows = working(windows)
     if not windows.numel():
         return windows.new_zeros(windows.shape[0])
-    # The squares of very large numbers overflow; a power of two prevents it and changes no digit of a cosine.
-    rows = unit(
-        windows * torch.ldexp(windows.new_ones(()), -torch.frexp(windows.abs().amax()).exponent.clamp(-100, 126))
-    )
+    rows = unit64(windows)
     cosines = rows @ rows.transpose(1, 2)
     cosines = cosines - torch.diag_embed(cosines.diagonal(dim1=1, dim2=2))
     return cosines.sum((1, 2)) / max(1, size * (size - 1))
@@ -99,14 +100,14 @@ def mustdrop_merge(x_with_cls: Float[Tensor, "p c"], *, threshold: float = 0.8, 
     patches = working(x_with_cls)[1:]
     members = _window_members(side, side, window).to(patches.device)
     windows = patches[members]
-    similarity = window_similarity(windows)
-    merge = similarity >= threshold
-    order = similarity.sort(descending=True, stable=True).indices[: int(merge.sum())]
+    similarity = _similarity(windows)
+    merge = similarity >= threshold - TIED
+    order = ranking(similarity, TIED)[: int(merge.sum())]
     untouched = members[~merge].flatten().sort().values
     out = torch.cat([working(x_with_cls)[:1], (windows[order] / window**2).sum(1), patches[untouched]])
     size = torch.ones(out.shape[0], dtype=out.dtype, device=out.device)
     size[1 : 1 + order.shape[0]] = window * window
-    return MergedWindows(out.to(x_with_cls.dtype), size, order, untouched, similarity)
+    return MergedWindows(out.to(x_with_cls.dtype), size, order, untouched, as_given(similarity, x_with_cls))
 
 
 def check_window(owner: str, window: object) -> None:
@@ -182,7 +183,7 @@ class MustDropMerge(Merging):
         if layer or grid is None:
             return None
         members = _window_members(*grid, self.window).to(state.x.device)
-        alike = window_similarity(working(state.x)[prefix:][members]) >= self.threshold
+        alike = _similarity(state.x[prefix:][members]) >= self.threshold - TIED
         groups = prefix + members[alike]
         if not groups.shape[0]:
             return None

@@ -25,9 +25,9 @@ Defects of the authors' program, reproduced by `official=True`:
   raster has another number of patches than there are centres by attention. `official=True` raises a ValueError there.
   Default: as many neighbours as there are, a raster within the image with a step of at least 1, any batch.
 
-Deviations: float32 throughout, ties to the lowest index. The authors evaluate PruMerge with a fine-tuned language
-model; a training-free row is another setting. In the strategies `keep` counts the last token too, and it takes the
-place of the patch with the largest weight in it.
+Deviations: attention and cosines in float64, ties to the lowest index. The authors evaluate PruMerge with a
+fine-tuned language model; a training-free row is another setting. In the strategies `keep` counts the last token
+too, and it takes the place of the patch with the largest weight in it.
 """
 
 from abc import abstractmethod
@@ -37,13 +37,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import outlier_count, top, unit, working
+from tokenprune.baselines.scoring import TIED, as_given, outlier_count, top, unit64, working
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.signals import PROJECT, VISION_STATES, WHOLE_IMAGE, FromTower, Signal
 from tokenprune.core.strategy import PLAIN, Stage
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.ties import precise
 
 __all__ = ["Merged", "PruMerge", "PruMergePlus", "merge_neighbours", "prumerge", "prumerge_attention", "raster_centres"]
 
@@ -73,8 +74,18 @@ def prumerge_attention(q_cls: Float[Tensor, "b f"], k: Float[Tensor, "b p f"]) -
         >>> prumerge_attention(torch.zeros(1, 2), torch.ones(1, 4, 2))
         tensor([[0.2500, 0.2500, 0.2500]])
     """
-    q, k = working(q_cls), working(k)
+    return as_given(_attention(q_cls, k), k)
+
+
+def _attention(q_cls: Float[Tensor, "b f"], k: Float[Tensor, "b p f"]) -> Float[Tensor, "b n"]:
+    q, k = precise(q_cls), precise(k)
     return ((k @ q[..., None]).squeeze(-1) / k.shape[-1] ** 0.5).softmax(-1)[:, 1:]
+
+
+def _most_attended(weights: Float[Tensor, " n"], count: int) -> Int[Tensor, " m"]:
+    """Patches by falling attention; logarithms also tell small weights apart."""
+    logits = weights.log().clamp_min(-1e3)
+    return top(logits, count, slack=(TIED * logits.abs().amax())[None])[1]
 
 
 def prumerge(
@@ -111,7 +122,7 @@ def prumerge(
     """
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"prumerge: ratio must be in (0, 1] or None (count outliers), got {ratio}")
-    attention = prumerge_attention(q_cls, k)
+    attention = _attention(q_cls, k)
     n = attention.shape[1]
     if official and plus and ratio is None and attention.shape[0] > 1:
         raise ValueError(
@@ -124,7 +135,7 @@ def prumerge(
         count = outlier_count(weights) if pooled is None else int(n * pooled)
         count = count if official else max(1, count)
         share = count / n if pooled is None else pooled
-        centres = top(weights, count)[1]
+        centres = _most_attended(weights, count)
         if plus:
             raster = raster_centres(n, share, fixed=ratio is not None, official=official)
             if official:
@@ -217,11 +228,11 @@ def merge_neighbours(
                 f"prumerge: {n} patches give each centre {pool.shape[0] - 1} others to choose {neighbours} neighbours "
                 f"from; the program stops there, so give at least {neighbours + 1} patches or leave official out"
             )
-    rows = unit(keys)
+    rows = unit64(keys)
     likeness = (rows[centres] @ rows.T)[:, pool]  # (m, p)
     likeness.scatter_(1, own[:, None], -torch.inf)
-    near = pool[top(likeness, min(neighbours, pool.shape[0] - 1))[1]]  # (m, neighbours), patches
-    weighted = weights[:, None] * features
+    near = pool[top(likeness, min(neighbours, pool.shape[0] - 1), slack=TIED)[1]]  # (m, neighbours), patches
+    weighted = weights.to(features.dtype)[:, None] * features
     tokens = features[centres] + weighted[near].sum(1)
     return torch.cat([tokens, weighted[rest].sum(0, keepdim=True)])
 
@@ -265,14 +276,14 @@ class _Merging(Stage):
         requested = self.requested(tokens)
         if tokens.n == 1 or (requested is not None and requested >= tokens.n):
             return Choice.everything(tokens.visual, merges=True)
-        weights = prumerge_attention(cls[:1], torch.cat([cls[1:], keys])[None])[0]  # (n,)
+        weights = _attention(cls[:1], torch.cat([cls[1:], keys])[None])[0]  # (n,)
         centres = self._centres(weights, None if requested is None else max(1, requested - 1))
         made = merge_neighbours(working(states), keys, weights, centres)
         # Without a patch left over, or with a budget of one token, there is no last token.
         if requested == 1 or centres.shape[0] == tokens.n:
             indices, made = centres, made[:-1]
         else:
-            indices = torch.cat([centres, weights.index_fill(0, centres, -torch.inf).argmax()[None]])
+            indices = torch.cat([centres, _most_attended(weights.index_fill(0, centres, 0.0), 1)])
         return Choice(indices, features=tokens[PROJECT](made.to(states.dtype)).to(tokens.visual.dtype))
 
 
@@ -297,7 +308,7 @@ class PruMerge(_Merging):
     keep: Keep | Literal["adaptive"] = "adaptive"
 
     def _centres(self, weights: Float[Tensor, " n"], count: int | None) -> Int[Tensor, " m"]:
-        return top(weights, max(1, outlier_count(weights)) if count is None else count)[1]
+        return _most_attended(weights, max(1, outlier_count(weights)) if count is None else count)
 
 
 @strategy("prumerge_plus", paper="LLaVA-PruMerge, arXiv 2403.15388 (PruMerge+)")
@@ -326,10 +337,10 @@ class PruMergePlus(_Merging):
         n = weights.shape[0]
         if count is None:
             outliers = max(1, outlier_count(weights))
-            centres = top(weights, outliers)[1]
+            centres = _most_attended(weights, outliers)
             more = torch.tensor(raster_centres(n, outliers / n, fixed=False), device=weights.device)
             return torch.cat([centres, more[~torch.isin(more, centres)]])
-        centres = top(weights, (count + 1) // 2)[1]
+        centres = _most_attended(weights, (count + 1) // 2)
         rest, spread = _complement(n, centres, official=False), count - centres.shape[0]
         places = (2 * torch.arange(spread, device=weights.device) + 1) * rest.shape[0] // max(1, 2 * spread)
         return torch.cat([centres, rest[places]])

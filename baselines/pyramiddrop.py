@@ -13,7 +13,7 @@ Defects of the authors' program: it stops under eager attention and with grouped
 than query heads); here key heads are repeated. Where it runs the selection is the same, so there is no `official`
 switch.
 
-Deviations: scores in float32, ties to the lowest index; the strategy rounds shares half up (the program cuts them
+Deviations: scores in float64, ties to the lowest index; the strategy rounds shares half up (the program cuts them
 off). In training the program averages over all tokens that precede an answer; pruning uses the last instruction token.
 """
 
@@ -23,16 +23,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.arguments import check_real
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import TIED, as_given, check_count, head_mean, top
 from tokenprune.core.budget import Keep, check_keep, keep_count
 from tokenprune.core.fields import Layer, Layers, strategy
 from tokenprune.core.places import InDecoder
-from tokenprune.core.signals import (
-    FromDecoder,
-    Signal,
-)
+from tokenprune.core.signals import FromDecoder, Signal
 from tokenprune.core.strategy import Scoring, Stage, Staged
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.ties import precise
 
 __all__ = [
     "LAYERS",
@@ -73,13 +71,19 @@ def pyramiddrop_score(
     Raises:
         ValueError: when the key heads do not divide the heads, or the image does not fit.
     """
+    return as_given(_score(query_last, keys, image_start, n_image), query_last)
+
+
+def _score(
+    query_last: Float[Tensor, "*b h e"], keys: Float[Tensor, "*b g l e"], image_start: int, n_image: int
+) -> Float[Tensor, "*b n"]:
     heads, groups = query_last.shape[-2], keys.shape[-3]
     if heads % groups:
         raise ValueError(f"pyramiddrop: {groups} key heads do not divide {heads} query heads")
     check_count("pyramiddrop", "image_start", image_start, keys.shape[-2] - n_image, lowest=0)
-    keys = working(keys).repeat_interleave(heads // groups, dim=-3)
-    logits = (keys @ working(query_last)[..., None]).squeeze(-1) / query_last.shape[-1] ** 0.5
-    return logits.softmax(-1)[..., image_start : image_start + n_image].mean(-2)
+    keys = precise(keys).repeat_interleave(heads // groups, dim=-3)
+    logits = (keys @ precise(query_last)[..., None]).squeeze(-1) / query_last.shape[-1] ** 0.5
+    return head_mean(logits.softmax(-1)[..., image_start : image_start + n_image])
 
 
 def pyramiddrop(
@@ -106,7 +110,8 @@ def pyramiddrop(
         tensor([1, 2])
     """
     check_count("pyramiddrop", "keep", keep, n_image)
-    return top(pyramiddrop_score(query_last, keys, image_start=image_start, n_image=n_image), keep)[0]
+    score = _score(query_last, keys, image_start, n_image)
+    return top(score, keep, slack=TIED * score.amax(-1, keepdim=True))[0]
 
 
 NEXT_ATTENTION = Signal("decoder_next_attention", "_ n", FromDecoder(lambda seen: seen.rows(seen.last)[:, 0], layer=0))
@@ -154,7 +159,7 @@ class PyramidDropStage(Scoring):
 
     def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
         """Mean attention of the prompt's last token."""
-        return working(tokens[NEXT_ATTENTION]).mean(0)
+        return head_mean(tokens[NEXT_ATTENTION])
 
 
 @strategy("pyramiddrop", paper="PyramidDrop, CVPR 2025, arXiv 2410.17247")

@@ -1,17 +1,42 @@
-"""What the baselines share: working precision, unit rows, stable ranking, outliers."""
+"""What the baselines share: working precision, unit rows, stable ranking, outliers.
+
+Scores that decide are in float64 (`exact_sum`, `unit64`): whatever processor and batch, the same tokens are chosen.
+"""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tokenprune.kernels import top_k as top
+from tokenprune.kernels.ties import TIED, as_given, exact_sum, unit64
 
-__all__ = ["check_count", "outlier_count", "top", "unit", "working"]
+__all__ = [
+    "TIED",
+    "as_given",
+    "check_count",
+    "exact_sum",
+    "head_mean",
+    "outlier_count",
+    "top",
+    "unit",
+    "unit64",
+    "working",
+]
 
 
 def working(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The tensor in the precision that scores are computed in: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def head_mean(attention: Float[Tensor, "*b h n"]) -> Float[Tensor, "*b n"]:
+    """Mean over heads in float64, the same in whatever order the heads are added.
+
+    Examples:
+        >>> head_mean(torch.tensor([[0.25, 0.5], [0.75, 0.5]])).tolist()
+        [0.5, 0.5]
+    """
+    return exact_sum(attention, -2) / attention.shape[-2]
 
 
 def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
@@ -35,7 +60,8 @@ def outlier_count(values: Float[Tensor, "*shape"]) -> int:
     """
     quartiles = torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device)
     low, high = values.flatten().quantile(quartiles)
-    return int((values > high + 1.5 * (high - low)).sum())
+    rounding = TIED * values.abs().max() if values.dtype == torch.float64 else 0.0
+    return int((values > high + 1.5 * (high - low) + rounding).sum())
 
 
 def check_count(owner: str, parameter: str, value: object, highest: int, *, lowest: int = 1) -> None:

@@ -18,7 +18,7 @@ Defects of the authors' program: it adds uniform noise up to 1e-6 to the densiti
 clusters nearest pairs always tie, so that merged tokens differ from run to run. Default: of equally dense tokens
 the one with the better score is the denser. Pass `noise` to reproduce a run.
 
-Deviations: float32, ties to the lowest index. Budgets other than the four published ones need schedules of their
+Deviations: float64, ties to the lowest index. Budgets other than the four published ones need schedules of their
 own: the strategy scales a published one, or leaves the same share at each stage. The program always drops at least one
 token, also with a budget of all; the strategy then keeps everything and recycles nothing. Text must stand behind the
 image. With several images in a prompt each has the text behind it as raters, and its recycled tokens stand behind its
@@ -37,20 +37,15 @@ from torch import Tensor
 
 from tokenprune.arguments import LARGEST, brief, check_real
 from tokenprune.baselines.layer_budget import layers_at_depth
-from tokenprune.baselines.scoring import check_count, top, working
+from tokenprune.baselines.scoring import TIED, as_given, check_count, exact_sum, top
 from tokenprune.core.budget import Keep, check_keep, keep_count
 from tokenprune.core.fields import Layer, Layers, Seed, check_choice, strategy
 from tokenprune.core.places import InDecoder
 from tokenprune.core.selection import Choice
-from tokenprune.core.signals import (
-    DECODER_ENTERED,
-    DECODER_HIDDEN,
-    DECODER_TEXT,
-    DECODER_TEXT_ATTENTION,
-    IMAGE_KEY,
-)
+from tokenprune.core.signals import DECODER_ENTERED, DECODER_HIDDEN, DECODER_TEXT, DECODER_TEXT_ATTENTION, IMAGE_KEY
 from tokenprune.core.strategy import EQUIVARIANT, Stage, Staged
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.ties import lowest_best, precise
 
 __all__ = [
     "LAYERS",
@@ -112,14 +107,18 @@ def sparsevlm_raters(
     """
     if text.shape[0] == 0:
         raise ValueError("sparsevlm_raters: text has no rows; the method needs text after the image")
-    score = (working(visual) @ working(text).T).softmax(-1).mean(0)
-    above = score > score.mean()
-    return torch.where(above.any(), above, torch.ones_like(above)).nonzero().flatten(), score
+    score = exact_sum((precise(visual) @ precise(text).T).softmax(-1), 0) / visual.shape[0]
+    above = score > score.mean() + TIED
+    return torch.where(above.any(), above, torch.ones_like(above)).nonzero().flatten(), as_given(score, visual)
 
 
 def sparsevlm_score(attn_rater_rows_headmean: Float[Tensor, "r n"]) -> Float[Tensor, " n"]:
     """Mean over raters of the head-mean attention to each image token."""
-    return working(attn_rater_rows_headmean).mean(0)
+    return as_given(_score(attn_rater_rows_headmean), attn_rater_rows_headmean)
+
+
+def _score(attn_rater_rows_headmean: Float[Tensor, "r n"]) -> Float[Tensor, " n"]:
+    return exact_sum(attn_rater_rows_headmean, 0) / attn_rater_rows_headmean.shape[0]
 
 
 def sparsevlm_keep(score: Float[Tensor, " n"], keep: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " m"]]:
@@ -166,13 +165,13 @@ def recycle(
         float (c, d), in order of falling density x delta.
 
     Examples:
-        >>> recycle(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), clusters=2).round(decimals=2).flatten()
-        tensor([0.0500, 5.0500])
+        >>> recycle(torch.tensor([[0.0], [0.5], [5.0], [5.5]]), clusters=2).round(decimals=2).flatten()
+        tensor([0.2500, 5.2500])
     """
     m, width = features.shape
     c = m // 10 + 1 if clusters is None else clusters
     check_count("recycle", "clusters", c, m)
-    x = working(features)
+    x = precise(features)
     # Squares of very large or tiny numbers leave the range. A power of two prevents it and changes no digit of the
     # others, for which it is 1.
     exponent = torch.frexp(x.abs().amax()).exponent
@@ -182,12 +181,14 @@ def recycle(
     if noise is not None:
         density = density + noise.to(density.dtype)
     place = torch.arange(m, device=x.device)
-    earlier = (density[None] == density[:, None]) & (place[None] < place[:, None]) & (noise is None)
-    denser = (density[None] > density[:, None]) | earlier
+    tied = TIED if noise is None else 0.0
+    earlier = ((density[None] - density[:, None]).abs() <= tied) & (place[None] < place[:, None]) & (noise is None)
+    denser = (density[None] > density[:, None] + tied) | earlier
     farthest = distance.amax()
     delta = torch.where(denser, distance, farthest).amin(-1)
-    centres = top(density * delta, c)[1]
-    group = distance[centres].argmin(0)
+    slack = (TIED * farthest)[None]
+    centres = top(density * delta, c, slack=slack)[1]
+    group = lowest_best(-distance[centres].T, slack[None])
     group = group.index_copy(0, centres, torch.arange(c, device=x.device))
     count = x.new_zeros(c).index_add(0, group, x.new_ones(m))
     share = 1 / (count + 1e-6)[group, None]  # (m, 1); a sum of features could overflow
@@ -214,10 +215,10 @@ def sparsevlm_stage(
         >>> stage.keep_index, stage.merged_tokens.round()
         (tensor([1, 3]), tensor([[2.]]))
     """
-    score = sparsevlm_score(attn_rater_rows_headmean)
+    score = _score(attn_rater_rows_headmean)
     kept, recycled = sparsevlm_keep(score, keep)
     merged = None if features is None else recycle(features[recycled], noise=noise)
-    return SparseVLMSplit(kept, recycled, merged, score)
+    return SparseVLMSplit(kept, recycled, merged, as_given(score, attn_rater_rows_headmean))
 
 
 @strategy("sparsevlm_stage", paper="SparseVLM, ICML 2025, arXiv 2410.04417 (one stage)")
@@ -276,14 +277,14 @@ class SparseVLMStage(Stage):
     def choose(self, tokens: Tokens) -> Choice:
         """Rank, keep, recycle."""
         attention, hidden, keep = tokens[DECODER_TEXT_ATTENTION], tokens[DECODER_HIDDEN], self.count(tokens)
-        raters, _ = sparsevlm_raters(tokens[DECODER_ENTERED], tokens[DECODER_TEXT])
-        score = sparsevlm_score(attention[raters])  # (n,)
+        score = _score(attention[sparsevlm_raters(tokens[DECODER_ENTERED], tokens[DECODER_TEXT])[0]])  # (n,)
+        shown = as_given(score, attention)
         if keep == tokens.n:
-            return Choice(torch.arange(keep, device=score.device), extra=tokens.visual[:0], scores=score)
+            return Choice(torch.arange(keep, device=score.device), extra=tokens.visual[:0], scores=shown)
         kept, recycled = sparsevlm_keep(score, keep)
         noise = self._noise(recycled.shape[0], tokens[IMAGE_KEY]).to(score.device) if self.official else None
         merged = recycle(hidden[recycled], noise=noise).to(tokens.visual.dtype)
-        return Choice(kept, extra=merged, scores=score)
+        return Choice(kept, extra=merged, scores=shown)
 
     def _noise(self, count: int, key: int) -> Tensor:
         """Uniform in [0, 1e-6)."""

@@ -9,7 +9,7 @@ Paper: ToMe, ICLR 2023 (arXiv 2210.09461). Checked against facebookresearch/ToMe
 af95e4b1befa172dadccd8c81e223b10090f9579. Merging comes between attention and MLP, and log(size) is added to the
 next layers' attention logits. The authors' patches cover no CLIP; any row for LLaVA is someone's port.
 
-Deviations: matching in float32, ties to the lowest position. Behind the tower the merged tokens go back into the
+Deviations: matching in float64, ties to the lowest position. Behind the tower the merged tokens go back into the
 raster order of the patches whose places they take (those of B), since a projector works on each token alone. `keep`
 spreads the merges evenly over the layers.
 """
@@ -22,11 +22,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune.arguments import brief
-from tokenprune.baselines.scoring import unit, working
+from tokenprune.baselines.scoring import TIED, unit64, working
 from tokenprune.core.budget import Keep, keep_count
 from tokenprune.core.fields import strategy
 from tokenprune.core.merging import Merge, Merging, TowerState
 from tokenprune.core.places import InTower
+from tokenprune.kernels.rank import ranking
+from tokenprune.kernels.ties import lowest_best
 
 __all__ = [
     "Matching",
@@ -88,15 +90,15 @@ def bipartite_soft_matching(metric: Float[Tensor, "n e"], r: int, *, class_token
         raise ValueError(f"bipartite_soft_matching: r must be 0 or more, got {r}")
     n = metric.shape[0]
     r = max(0, min(r, (n - class_token) // 2))
-    rows = unit(metric)
+    rows = unit64(metric)
     if r == 0:
         every = torch.arange(0, n, 2, device=metric.device)
         return Matching(every, every[:0], every[:0])
     scores = rows[::2] @ rows[1::2].T
     if class_token:
         scores[0] = -torch.inf
-    strength, partner = scores.max(1)
-    order = strength.sort(descending=True, stable=True).indices
+    strength, partner = scores.amax(1), lowest_best(scores, TIED)
+    order = ranking(strength, TIED)
     source, unmerged = order[:r], order[r:]
     if class_token:
         unmerged = unmerged.sort().values

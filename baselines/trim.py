@@ -15,7 +15,7 @@ Defects of the authors' program, reproduced by `official=True`:
 The program pools the outlier share over the batch; here an image stands alone. It embeds the whole prompt, cut at 77
 tokens; `tokenprune.models.Clip` embeds the question alone, in segments whose mean is taken (`long="cut"` cuts).
 
-Deviations: float32, ties to the lowest index. The paper's main rows use a fine-tuned language model. Choosing
+Deviations: scores in float64, ties to the lowest index. The paper's main rows use a fine-tuned language model. Choosing
 tokens commutes with a projector that acts on single tokens; only the mean of the dropped ones is made before it, so
 `plus` needs `Tokens.project`. In the strategy `keep` counts that token, and it takes the place of the best-scored
 dropped patch.
@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import outlier_count, top, working
+from tokenprune.baselines.scoring import TIED, as_given, outlier_count, top, working
 from tokenprune.core.budget import Keep
 from tokenprune.core.checks import Yields
 from tokenprune.core.fields import strategy
@@ -35,6 +35,7 @@ from tokenprune.core.selection import Choice
 from tokenprune.core.signals import CLIP_TEXT, CLIP_VISUAL, PROJECT, VISION_STATES, Signal
 from tokenprune.core.strategy import EQUIVARIANT, Promise, Stage
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.ties import lowest_best, precise
 
 __all__ = ["TRIM", "Trimmed", "trim", "trim_score", "with_mean_of_rest"]
 
@@ -60,7 +61,21 @@ def trim_score(clip_projected_patches: Float[Tensor, "n p"], clip_text: Float[Te
         >>> trim_score(torch.tensor([[0.0], [100.0]]), torch.tensor([1.0]))
         tensor([1.0000e+00, 3.7835e-44])
     """
-    return (-(working(clip_projected_patches) @ working(clip_text))).softmax(0)
+    return as_given(_logits(clip_projected_patches, clip_text).softmax(0), clip_projected_patches)
+
+
+def _logits(patches: Float[Tensor, "n p"], text: Float[Tensor, " p"]) -> Float[Tensor, " n"]:
+    return -(precise(patches) @ precise(text))
+
+
+def _kept(logits: Float[Tensor, " n"], count: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    # The softmax keeps the order, but makes small scores equal.
+    return top(logits, count, slack=_slack(logits))
+
+
+def _slack(logits: Float[Tensor, " n"]) -> Float[Tensor, " 1"]:
+    """The distance within which logits are ties."""
+    return (TIED * logits.abs().amax())[None]
 
 
 def trim(
@@ -87,12 +102,14 @@ def trim(
     """
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"trim: ratio must be in (0, 1] or None (count outliers), got {ratio}")
-    score = trim_score(clip_projected_patches, clip_text)
+    logits = _logits(clip_projected_patches, clip_text)
+    score = logits.softmax(0)
     n = score.shape[0]
     outliers = outlier_count(score) if ratio is None else 0
     share = outliers / n if ratio is None else ratio
     count = outliers if ratio is None and not official else int(n * share)
-    return Trimmed(top(score, count if official else max(1, count))[0], score, share)
+    kept = _kept(logits, count if official else max(1, count))[0]
+    return Trimmed(kept, as_given(score, clip_projected_patches), share)
 
 
 def with_mean_of_rest(features: Float[Tensor, "n c"], kept: Int[Tensor, " k"]) -> Float[Tensor, "r c"]:
@@ -151,17 +168,18 @@ class TRIM(Stage):
 
     def choose(self, tokens: Tokens) -> Choice:
         """Keep the least similar patches, and with `plus` the mean of the others."""
-        scores = trim_score(tokens[CLIP_VISUAL], working(tokens[CLIP_TEXT]).mean(0))
+        logits = _logits(tokens[CLIP_VISUAL], precise(tokens[CLIP_TEXT]).mean(0))
         requested = self.requested(tokens)
-        wanted = max(1, outlier_count(scores)) if requested is None else min(requested, tokens.n)
+        wanted = max(1, outlier_count(logits.softmax(0))) if requested is None else min(requested, tokens.n)
+        scores = as_given(logits.softmax(0), tokens.visual)
         # The mean of the rest is one token of the budget, unless everything or a single patch is kept.
         mean = self.plus and wanted < tokens.n and (requested is None or wanted > 1)
-        patches, order = top(scores, wanted - (mean and requested is not None))
+        patches, order = _kept(logits, wanted - (mean and requested is not None))
         if not self.plus:
             return Choice(patches, order=order, scores=scores)
         if not mean:
             return Choice(patches, features=tokens.visual[patches], scores=scores)
-        place = scores.index_fill(0, patches, -torch.inf).argmax()
+        place = lowest_best(logits.index_fill(0, patches, -torch.inf)[None], _slack(logits)[None])[0]
         made = tokens[PROJECT](with_mean_of_rest(tokens[VISION_STATES], patches)[-1:]).to(tokens.visual.dtype)
         features = torch.cat([tokens.visual[patches], made])  # (k, d)
         return Choice(torch.cat([patches, place[None]]), features=features, scores=scores)

@@ -13,7 +13,7 @@ Defects of the authors' program: it fails when fewer patches are left than conte
 many as there are). The sum of target and mean has about twice the norm of a token; that is kept, it is the method
 as published.
 
-Deviations: scores and cosines in float32, ties to the lowest index. LLaVA-NeXT, where the program stitches tiles in
+Deviations: scores and cosines in float64, ties to the lowest index. LLaVA-NeXT, where the program stitches tiles in
 an order of its own, is not covered. In the strategy `keep` counts every token that enters the language model, CLS
 included. A selection needs a place in the image for each token, so the CLS token takes the place of the patch of
 largest attention among those that do not survive themselves; with the authors' renumbered positions this has no
@@ -26,13 +26,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import check_count, top, unit, working
+from tokenprune.baselines.scoring import TIED, check_count, exact_sum, top, unit64, working
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.signals import CLS_ATTENTION, PROJECT, VISION_KEYS, VISION_STATES, FromProjector, Signal
 from tokenprune.core.strategy import PLAIN, Stage
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.ties import lowest_best
 
 __all__ = ["VisionZip", "VisionZipTokens", "visionzip", "visionzip_budget"]
 
@@ -92,7 +93,7 @@ def visionzip(
     left_over = n + 1 - dominant
     check_count("visionzip", "contextual", contextual, n, lowest=0)
     contextual = min(contextual, left_over)
-    scores = working(cls_attention).sum(-2)
+    scores = exact_sum(cls_attention, -2)
     raster, ranked = top(scores, dominant - 1)
     cls = torch.zeros((batch, 1), dtype=torch.int64, device=scores.device)
     rest = torch.ones_like(scores, dtype=torch.bool).scatter(1, raster, False)
@@ -116,9 +117,10 @@ def _merge_rest(
     places = torch.arange(contextual, device=rest.device) * max(1, m // contextual)
     joins = torch.ones(m, dtype=torch.bool, device=rest.device).index_fill(0, places, False)
     others = joins.int().sort(descending=True, stable=True).indices[: m - contextual]
-    rows = unit(keys).gather(1, rest[..., None].expand(-1, -1, keys.shape[-1]))
+    rows = unit64(keys).gather(1, rest[..., None].expand(-1, -1, keys.shape[-1]))
     features = states.gather(1, rest[..., None].expand(-1, -1, states.shape[-1]))
-    group = (rows[:, others] @ rows[:, places].transpose(1, 2)).argmax(-1)
+    likeness = rows[:, others] @ rows[:, places].transpose(1, 2)  # (b, others, targets)
+    group = lowest_best(likeness.flatten(0, 1), TIED).reshape(likeness.shape[:2])
     member = torch.nn.functional.one_hot(group, contextual).to(features.dtype)
     share = member / member.sum(1, keepdim=True).clamp_min(1)  # (b, others, k); a sum of features could overflow
     return features[:, places] + share.transpose(1, 2) @ features[:, others], rest[:, places]
@@ -168,6 +170,6 @@ class VisionZip(Stage):
         )
         patches = made.dominant_index_with_cls[0, 1:] - 1
         used = torch.cat([patches, made.contextual_index[0]])
-        place_of_cls = working(attention).sum(0).index_fill(0, used, -torch.inf).argmax()
+        place_of_cls = exact_sum(attention, 0).index_fill(0, used, -torch.inf).argmax()
         indices = torch.cat([place_of_cls[None], patches.sort().values, made.contextual_index[0]])  # (k,)
         return Choice(indices, features=tokens[PROJECT](made.out_tokens[0]).to(tokens.visual.dtype))

@@ -13,21 +13,23 @@ Defects of the authors' program: it stops with an IndexError when an odd number 
 more than half of a small remainder must go. Here A has one member more in the odd case, and at most all of A is
 dropped in a round. Wherever the program runs the selection is the same, so there is no `official` switch.
 
-Deviations: scores and cosines in float32, ties to the earlier place in the list.
+Deviations: scores and cosines in float64, because float32 cannot tell the cosines of near-duplicates apart; ties to
+the earlier place in the list.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.fastervlm import fastervlm_score
-from tokenprune.baselines.scoring import check_count, top, unit
+from tokenprune.baselines.scoring import TIED, check_count, head_mean, top, unit64
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import Share, strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.signals import CLS_ATTENTION, VISION_STATES
 from tokenprune.core.strategy import EQUIVARIANT, Stage
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels import gram
+from tokenprune.kernels.rank import ranking
 
 __all__ = ["VisPruner", "vispruner", "weed_duplicates"]
 
@@ -56,15 +58,14 @@ def weed_duplicates(
     check_count("weed_duplicates", "keep", keep, ranked.shape[1], lowest=0)
     if keep == 0:
         return ranked[:, :0]
-    rows = unit(features)
-    cosines = rows @ rows.transpose(1, 2)  # once: every round reads a part of it
+    cosines = torch.stack([gram(rows) for rows in unit64(features)])  # once: every round reads a part of it
     image = torch.arange(ranked.shape[0], device=ranked.device)[:, None, None]
     left = ranked
     while left.shape[1] > keep:
         a, b = left[:, ::2], left[:, 1::2]
         drop = min(per_round, left.shape[1] - keep, a.shape[1])
         likeness = cosines[image, a[:, :, None], b[:, None, :]].amax(-1)
-        order = likeness.sort(dim=-1, descending=True, stable=True).indices
+        order = ranking(likeness, TIED)
         left = torch.cat([a.gather(1, order[:, drop:]), b], dim=1)
     return left
 
@@ -97,7 +98,7 @@ def vispruner(
     if not 0 <= important_ratio <= 1:
         raise ValueError(f"vispruner: important_ratio must be in [0, 1], got {important_ratio}")
     important = int(keep * important_ratio)
-    ranked = top(fastervlm_score(cls_attention), cls_attention.shape[-1])[1]
+    ranked = top(head_mean(cls_attention), cls_attention.shape[-1])[1]
     diverse = weed_duplicates(image_features, ranked[:, important:], keep - important)
     return torch.cat([ranked[:, :important], diverse], dim=1).sort(dim=1).values
 

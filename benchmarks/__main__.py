@@ -16,6 +16,7 @@ BENCHMARKS = {
     "parity": "benchmarks.parity_table",
     "repmax": "benchmarks.repmax",
     "selection": "benchmarks.selection",
+    "reproducible": "benchmarks.reproducible",
 }
 
 

@@ -20,6 +20,7 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.core.validity import check_matrix
 from tokenprune.kernels import all_finite, squared_distances, top_each
 from tokenprune.kernels import top_k as top_k
+from tokenprune.kernels.ties import TIED, precise_dtype
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine"]
 Reduce = Literal["mean", "max"]
@@ -45,8 +46,8 @@ def alignment_score(
     The formula is the one of a third-party re-implementation; whether the paper squares the norm or normalises the
     vectors is open, hence the options.
 
-    Scores are computed in float32 (float64 for float64 input) after scaling by a power of two, so half precision inputs
-    of any size neither overflow nor lose their order; the result saturates at the range of that type.
+    Scores are computed in float64 after scaling by a power of two, so inputs of any size neither overflow nor lose
+    their order; the result is given in float32 (float64 for float64 input) and saturates at the range of that type.
 
     Args:
         visual: (n, d), projector output, any floating dtype.
@@ -83,20 +84,20 @@ def alignment_score(
         if not finite:
             raise ValueError(f"alignment_score: {name} holds NaN or infinity; find where the model makes it")
     with torch.no_grad():
-        return _unscaled(*_scaled_scores([visual], [text], metric, reduce))[0]
+        return _unscaled(*_scaled_scores([visual], [text], metric, reduce), visual.dtype)[0]
 
 
 def _scaled_scores(
     visuals: Sequence[Float[Tensor, "n d"]], texts: Sequence[Float[Tensor, "_ d"]], metric: str, reduce: str
 ) -> tuple[Float[Tensor, "b n"], Int[Tensor, " b"]]:
-    """Scores divided by powers of two, and their exponents: ranking by them is safe from overflow.
+    """Scores in float64 divided by powers of two, and their exponents: ranking by them is safe from overflow.
 
     Every image has its own text and its own power. What an image gets does not depend on the others.
     """
-    dtype = torch.float64 if visuals[0].dtype == torch.float64 else torch.float32
+    dtype = precise_dtype(visuals[0].device)
     text = _Text.of([text.to(dtype) for text in texts])
     # Multiplying by a power of two is exact, so ordinary inputs give the very bits of the plain formula. The limits
-    # keep that power itself a normal float32 number.
+    # keep that power itself a normal float32 number, which `torch.ldexp` makes.
     largest = torch.stack([_largest(visual) for visual in visuals]).to(dtype)
     largest = torch.maximum(largest, text.largest)
     exponent = torch.frexp(largest).exponent.clamp(-100, 126)
@@ -145,7 +146,7 @@ class _Text(NamedTuple):
         exponent = torch.frexp(largest).exponent.clamp(-100, 126)
         scaled = torch.ldexp(text, -exponent[:, None, None])
         centre = scaled.mean(1)
-        spread = (scaled - centre[:, None]).square_().sum(-1).mean(1)
+        spread = scaled.sub_(centre[:, None]).square_().sum(-1).mean(1)
         return cls(largest, exponent, centre, spread)
 
 
@@ -154,10 +155,16 @@ def _largest(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     return torch.maximum(high, low.neg_())
 
 
-def _unscaled(scores: Float[Tensor, "b n"], exponent: Int[Tensor, " b"]) -> Float[Tensor, "b n"]:
+def _unscaled(scores: Float[Tensor, "b n"], exponent: Int[Tensor, " b"], given: torch.dtype) -> Float[Tensor, "b n"]:
     # In float64, where neither the power nor the product overflows, unless the input itself was near that range.
-    exact = torch.ldexp(scores.double(), exponent[:, None])
-    return exact.clamp(min=torch.finfo(scores.dtype).min).to(scores.dtype)
+    exact = torch.ldexp(scores, exponent[:, None])
+    dtype = torch.float64 if given == torch.float64 else torch.float32
+    return exact.clamp(min=torch.finfo(dtype).min).to(dtype)
+
+
+def _slack(scores: Float[Tensor, " n"], metric: str) -> Float[Tensor, ""]:
+    """The distance within which scores are ties."""
+    return TIED * (torch.ones_like(scores[0]) if metric == "cosine" else scores.abs().amax())
 
 
 def _cosine(v: Float[Tensor, "n d"], t: Float[Tensor, "m d"], reduce: str) -> Float[Tensor, " n"]:
@@ -228,9 +235,11 @@ class MIAlignment(Stage):
             found, exponent = _scaled_scores(
                 [batch[i].visual for i in group], [texts[i] for i in group], self.metric, self.reduce
             )
-            for i, scaled, score in zip(group, found, _unscaled(found, exponent), strict=True):
+            shown = _unscaled(found, exponent, batch[group[0]].visual.dtype)
+            for i, scaled, score in zip(group, found, shown, strict=True):
                 ranking[i], scores[i] = scaled, score
-        kept = top_each(ranking, [self.count(tokens) for tokens in batch])
+        slacks = [_slack(scaled, self.metric) for scaled in ranking]
+        kept = top_each(ranking, [self.count(tokens) for tokens in batch], slacks=slacks)
         return [
             Choice(indices, order=order, scores=score) for (indices, order), score in zip(kept, scores, strict=True)
         ]

@@ -132,7 +132,7 @@ def _check_values(owner: str, batch: Sequence[Tokens], choices: Sequence[Choice]
     for i, (tokens, choice) in enumerate(zip(batch, choices, strict=True)):
         made += [x for x in (choice.features, choice.extra) if x is not None and x is not tokens.visual]
         k = choice.indices.shape[0]
-        if choice.indices.is_cpu:
+        if on_host(choice):
             right = right and rows_hold(choice, tokens.n, ascending=ascending)
         elif k:  # a stage that yields nothing keeps none
             groups.setdefault((tokens.n, k, choice.indices.device, choice.order is not None), []).append(i)
@@ -149,6 +149,11 @@ def _check_values(owner: str, batch: Sequence[Tokens], choices: Sequence[Choice]
         right = bool(torch.stack([good.to(verdicts[0].device) for good in verdicts]).all().item())
     if not right:
         _explain(owner, batch, choices, made, ascending=ascending)
+
+
+def on_host(choice: Choice) -> bool:
+    """Tell whether the numbers of a choice can be read without waiting for a device."""
+    return choice.indices.is_cpu
 
 
 def rows_hold(choice: Choice, n: int, *, ascending: bool) -> bool:

@@ -15,6 +15,7 @@ from tokenprune.core.selection import Choice
 from tokenprune.core.signals import TOWER_SIZE, VISION_KEYS, WHOLE_IMAGE, Signal
 from tokenprune.core.strategy import Stage
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.ties import precise
 
 _LAYERS = 24
 
@@ -57,8 +58,9 @@ class TowerState:
         """States averaged by size in float32 (float64 stays), sizes added; rows that stay alone keep their bits."""
         count = merge.place.shape[0]
         size = self.size.new_zeros(count).index_add(0, merge.row_of, self.size)
-        share = self.size / size[merge.row_of]  # of each row in its mean; sums of rows could overflow
-        weighted = (self.x if self.x.dtype == torch.float64 else self.x.float()) * share[:, None]
+        x = self.x if self.x.dtype == torch.float64 else self.x.float()
+        share = self.size.to(x.dtype) / size[merge.row_of].to(x.dtype)  # of each row in its mean; sums could overflow
+        weighted = x * share[:, None]
         mean = weighted.new_zeros((count, self.x.shape[1])).index_add(0, merge.row_of, weighted)
         alone = size == self.size[merge.place]
         x = torch.where(alone[:, None], self.x[merge.place], mean.to(self.x.dtype))
@@ -137,14 +139,15 @@ class Merging(Stage):
 
     def _merged(self, tokens: Tokens) -> tuple[Float[Tensor, "n d"], Float[Tensor, "1 n"]]:
         """Merge as in a tower whose layers change nothing; `VISION_KEYS`, where known, are their keys."""
-        keys = TowerState.whole(tokens[VISION_KEYS] if tokens.knows(VISION_KEYS) else tokens.visual)
-        state = TowerState.whole(tokens.visual, tokens.grid)
+        # In float64, so that later merges compare the same numbers whatever the tokens' precision is.
+        keys = TowerState.whole(precise(tokens[VISION_KEYS] if tokens.knows(VISION_KEYS) else tokens.visual))
+        state = TowerState.whole(precise(tokens.visual), tokens.grid)
         for layer in range(_LAYERS):
-            metric = keys.x.detach().float() if self.place.after == "attention" else None
+            metric = keys.x.detach() if self.place.after == "attention" else None
             plain = replace(state, x=state.x.detach())
             merge = self.merge(layer, _LAYERS, plain, metric, prefix=0, patches=tokens.n)
             if merge is not None:
                 state, keys = state.merged(merge), keys.merged(merge)
         visual = torch.zeros_like(state.x[:1]).repeat(tokens.n, 1).index_copy(0, state.place, state.x)  # (n, d)
         size = state.size.new_zeros(tokens.n).index_copy(0, state.place, state.size)  # (n,)
-        return visual, size[None]
+        return visual.to(tokens.visual.dtype), size[None]

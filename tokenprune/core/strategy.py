@@ -1,8 +1,8 @@
 """`PruningStrategy`, the interface of every method, and what methods are made of: stages at places of the model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, cast, final
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Literal, TypeVar, cast, final
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from tokenprune.core.selection import Choice, Selection
 from tokenprune.core.signals import Signal
 from tokenprune.core.tokens import Tokens
 from tokenprune.kernels import top_each
+from tokenprune.kernels.ties import as_given
 
 Promise = Literal["ascending", "deterministic", "differentiable", "equivariant"]
 """What a stage can promise: kept tokens enter the model in raster order; the same tokens always give the same answer; a
@@ -28,12 +29,6 @@ PLAIN: frozenset[Promise] = frozenset({"ascending", "deterministic", "differenti
 EQUIVARIANT: frozenset[Promise] = PLAIN | {"equivariant"}
 
 _S = TypeVar("_S", bound="PruningStrategy")
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _uncompiled(function: _F) -> _F:
-    """Keep a function out of compiled graphs: choosing is no arithmetic that a compiler could speed up."""
-    return cast("_F", torch.compiler.disable(function))
 
 
 class PruningStrategy(Configured, ABC):
@@ -133,7 +128,6 @@ class PruningStrategy(Configured, ABC):
         return self.select_batch([tokens])[0]
 
     @final
-    @_uncompiled
     def select_batch(self, batch: Sequence[Tokens]) -> list[Selection]:
         """Choose for several images; the answers equal those of a loop over `select`.
 
@@ -275,7 +269,7 @@ class Scoring(Stage):
 
     @abstractmethod
     def score(self, tokens: Tokens) -> Float[Tensor, " n"]:
-        """Rate every token of one image; larger is better."""
+        """Rate every token of one image in the precision that decides; larger is better."""
 
     @final
     def choose(self, tokens: Tokens) -> Choice:
@@ -288,7 +282,8 @@ class Scoring(Stage):
         scores = [self.score(tokens) for tokens in batch]
         kept = top_each(scores, [self.count(tokens) for tokens in batch])
         return [
-            Choice(indices, order=order, scores=score) for (indices, order), score in zip(kept, scores, strict=True)
+            Choice(indices, order=order, scores=as_given(score, tokens.visual))
+            for tokens, (indices, order), score in zip(batch, kept, scores, strict=True)
         ]
 
 

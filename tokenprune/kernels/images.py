@@ -6,12 +6,16 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenprune.kernels import host, loops
 from tokenprune.kernels.choose import MATRIX_BYTES, TOGETHER_BYTES, Route, choose
+from tokenprune.kernels.decide import Decider, TooManyError
+from tokenprune.kernels.direct import matrix_of, on_host_matrix
 from tokenprune.kernels.lazy import LazyRows
-from tokenprune.kernels.similarity import DistanceName, affinity, gram, unit_rows, working_dtype
+from tokenprune.kernels.similarity import DistanceName, affinity, gram, rounding, row_sums, unit_rows, working_dtype
+from tokenprune.kernels.ties import TIED, lowest_best, precise, precise_dtype
 
 Start: TypeAlias = Literal["sum", "max", "min"] | int
 """The first pick: the row whose sum, largest entry or smallest entry off the diagonal is largest, or a row number."""
@@ -72,7 +76,8 @@ def _parts(
     groups: dict[tuple[Route, object], list[int]] = {}
     for i, (image, keep, start) in enumerate(zip(images, keeps, starts, strict=True)):
         dtype = working_dtype(image)
-        way = choose(image.shape[0], keep, image.device, itemsize=dtype.itemsize) if route == "auto" else route
+        itemsize = _itemsize(image, distance)
+        way = choose(image.shape[0], keep, image.device, itemsize=itemsize) if route == "auto" else route
         if way == "lazy" and distance == "precomputed":
             way = "host" if image.device.type == "cpu" else "torch"
         size = None if way in ("torch", "triton") else image.shape[0]
@@ -83,7 +88,7 @@ def _parts(
         bound = TOGETHER_BYTES if way == "host" else 0 if way == "lazy" else MATRIX_BYTES
         part: list[int] = []
         for i in members:
-            n, itemsize = images[i].shape[0], working_dtype(images[i]).itemsize
+            n, itemsize = images[i].shape[0], _itemsize(images[i], distance)
             if part and (len(part) + 1) * n * n * itemsize > bound:
                 yield way, part
                 part = []
@@ -91,45 +96,125 @@ def _parts(
         yield way, part
 
 
+def _itemsize(image: Tensor, distance: DistanceName) -> int:
+    return 4 if image.device.type == "cpu" and in_float32(image, distance) else precise_dtype(image.device).itemsize
+
+
 def _on_host(
     images: Sequence[Tensor], keeps: Sequence[int], objective: Objective, distance: DistanceName, start: Start
 ) -> list[Tensor]:
-    if distance == "precomputed" or len(images) == 1:
-        return [_alone_on_host(*each, objective, distance, start) for each in zip(images, keeps, strict=True)]
-    n, most = images[0].shape[0], max(keeps)
-    matrix = torch.empty((len(images), n, n), dtype=working_dtype(images[0]))
-    if distance == "cosine" and images[0].numel() <= _SMALL:
-        for points, out in zip(unit_rows(torch.stack(list(images)).to(matrix.dtype)), matrix, strict=True):
+    if not in_float32(images[0], distance):
+        return [_in_float64(*each, objective, distance, start) for each in zip(images, keeps, strict=True)]
+    n = images[0].shape[0]
+    matrix = torch.empty((len(images), n, n))
+    if len(images) > 1 and images[0].numel() <= _SMALL:
+        for points, out in zip(unit_rows(torch.stack(list(images)).float()), matrix, strict=True):
             gram(points, out=out, scale=-1.0)
         matrix.diagonal(dim1=1, dim2=2).fill_(-1.0)
     else:
         for i, image in enumerate(images):
             affinity(image[None], distance, out=matrix[i : i + 1])
-    first = first_picks(matrix, start, scratch=True).numpy()
-    together = host.max_sum_together if objective == "sum" else host.max_min_together
-    orders = torch.from_numpy(together(matrix.numpy(), most, first))
-    return [order[:keep] for order, keep in zip(orders, keeps, strict=True)]
+    error, budget = rounding(images[0].shape[1], torch.float32), n * n // 64 + 64
+    rows = matrix.numpy()
+    deciders = [
+        Decider(image, objective, lambda i, j, of=of: of[i[:, None], j], error, budget)  # type: ignore[misc]
+        for image, of in zip(images, rows, strict=True)
+    ]
+    rules = [_float32_rule(objective, error, decider) for decider in deciders]
+    try:
+        first = _first_on_host(matrix, start, error, deciders)
+        if len(images) > 1:
+            return [torch.from_numpy(order) for order in host.walk_together(rows, keeps, first, rules)]
+        order = host.walk(rows[0].__getitem__, n, keeps[0], int(first[0]), rules[0])
+        return [torch.from_numpy(order)]
+    except TooManyError:
+        if len(images) > 1:
+            pairs = zip(images, keeps, strict=True)
+            return [_on_host([each], [keep], objective, distance, start)[0] for each, keep in pairs]
+        return [_in_float64(images[0], keeps[0], objective, distance, start)]
 
 
-def _alone_on_host(image: Tensor, keep: int, objective: Objective, distance: DistanceName, start: Start) -> Tensor:
-    matrix = affinity(image[None], distance)
-    rows = matrix[0].numpy()
-    walk = host.max_sum if objective == "sum" else host.max_min
-    first = int(first_picks(matrix, start, scratch=distance != "precomputed")[0])
-    return torch.from_numpy(walk(rows.__getitem__, len(rows), keep, first, rows.dtype))
+def in_float32(image: Tensor, distance: DistanceName) -> bool:
+    """Whether a float32 matrix is enough to tell most tokens of an image on a CPU apart."""
+    # Below "highest" torch may multiply float32 matrices in bfloat16.
+    full = torch.get_float32_matmul_precision() == "highest"
+    return distance == "cosine" and working_dtype(image) == torch.float32 and full
+
+
+def _float32_rule(objective: Objective, error: float, decider: Decider) -> host.Rule:
+    """Two scores are each wrong by the rounding of their entries and of adding them."""
+    unit = torch.finfo(torch.float32).eps / 2
+    return host.Rule(objective, np.dtype(np.float32), 2 * error + 4 * unit, unit, decider)
+
+
+def _first_on_host(matrix: Tensor, start: Start, error: float, deciders: Sequence[Decider]) -> NDArray[np.int64]:
+    """`first_picks` for float32 cosines: what they cannot tell apart is decided."""
+    if isinstance(start, int):
+        return np.full(len(matrix), start, dtype=np.int64)
+    if start == "min":
+        matrix.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # no loop reads it for what it decides
+    if start == "sum":
+        score, width = row_sums(matrix)
+        width += error * matrix.shape[1]
+    else:
+        score, width = _EXTREME[start](matrix, -1), error
+    scores = score.numpy()
+    close = scores >= scores.max(axis=1, keepdims=True) - 2 * width
+    first: NDArray[np.int64] = close.argmax(axis=1)
+    if np.count_nonzero(close) > len(close):
+        for image in np.flatnonzero(close.sum(axis=1) > 1).tolist():
+            first[image] = deciders[image].first(np.flatnonzero(close[image]), start)
+    return first
+
+
+_EXTREME = {"max": torch.amax, "min": torch.amin}
+
+
+def _in_float64(image: Tensor, keep: int, objective: Objective, distance: DistanceName, start: Start) -> Tensor:
+    """One image whose matrix is in float64, where only ties are close."""
+    matrix, scale = on_host_matrix(image, distance)
+    first = int(first_picks(matrix[None], start, scale=scale, exact=distance == "precomputed")[0])
+    rows = matrix.numpy()
+    return torch.from_numpy(host.walk(rows.__getitem__, len(rows), keep, first, _rule64(objective, distance, scale)))
+
+
+def _rule64(objective: Objective, distance: DistanceName, scale: float) -> host.Rule:
+    exact = objective == "min" and distance == "precomputed"  # numbers that are given are compared as they are
+    return host.Rule(objective, np.dtype(np.float64), 0.0 if exact else TIED * scale)
 
 
 def _without_matrix(image: Tensor, keep: int, objective: Objective, distance: DistanceName, start: Start) -> Tensor:
-    lazy = LazyRows(image, distance)
-    n, dtype, device = image.shape[0], working_dtype(image), image.device
-    first = torch.full((), start, device=device) if isinstance(start, int) else lazy.reduce(start).argmax()
+    n, device = image.shape[0], image.device
+    if device.type == "cpu" and in_float32(image, distance):
+        return _without_matrix_float32(image, keep, objective, start)
+    lazy = LazyRows(precise(image), distance)
+    if isinstance(start, int):
+        first = torch.full((1,), start, device=device)
+    else:
+        score = lazy.reduce(start)[None]
+        first = lowest_best(score, TIED * (n if start == "sum" else 1) * lazy.scale)
     if device.type == "cpu":
-        walk = host.max_sum if objective == "sum" else host.max_min
-        kind = np.dtype(str(dtype).removeprefix("torch."))
-        return torch.from_numpy(walk(lambda i: lazy.row(i).numpy(), n, keep, int(first), kind))
+        rule = _rule64(objective, distance, float(lazy.scale))
+        return torch.from_numpy(host.walk(lambda i: lazy.row(i).numpy(), n, keep, int(first), rule))
     loop = loops.max_sum if objective == "sum" else loops.max_min
     valid = torch.ones((1, n), dtype=torch.bool, device=device)
-    return loop(lazy.rows, keep, first[None], valid, dtype)[0]
+    return loop(lazy.rows, keep, first, valid, precise_dtype(device), lazy.scale)[0]
+
+
+def _without_matrix_float32(image: Tensor, keep: int, objective: Objective, start: Start) -> Tensor:
+    lazy = LazyRows(image, "cosine")
+    n, d = image.shape
+    error = rounding(d, torch.float32, columns=d)
+    decider = Decider(image, objective, lazy.block, error)
+    if isinstance(start, int):
+        first = start
+    else:
+        score = lazy.reduce(start)
+        width = 2 * (lazy.sum_rounding() if start == "sum" else error)
+        close = (score >= score.max() - width).nonzero()[:, 0].numpy()
+        first = decider.first(close, start)
+    rule = _float32_rule(objective, error, decider)
+    return torch.from_numpy(host.walk(lambda i: lazy.row(i).numpy(), n, keep, first, rule))
 
 
 def _on_device(
@@ -142,15 +227,18 @@ def _on_device(
 ) -> list[Tensor]:
     square = distance == "precomputed"
     padded, valid = pad(images, square=square)
-    matrix, most = affinity(padded, distance), max(keeps)
-    first = first_picks(matrix, start, valid)
+    matrix, scale = matrix_of(padded, distance, valid)
+    most = max(keeps)
+    first = first_picks(matrix, start, valid, scale=scale, exact=square)
+    if square and objective == "min":
+        scale = scale * 0.0  # numbers that are given are compared as they are
     if way == "triton":
         from tokenprune.kernels import fused
 
-        orders = (fused.max_sum if objective == "sum" else fused.max_min)(matrix, most, first, valid)
+        orders = (fused.max_sum if objective == "sum" else fused.max_min)(matrix, most, first, valid, scale)
     else:
         loop = loops.max_sum if objective == "sum" else loops.max_min
-        orders = loop(loops.rows_of(matrix), most, first, valid, matrix.dtype)
+        orders = loop(loops.rows_of(matrix), most, first, valid, matrix.dtype, scale)
     return [order[:keep] for order, keep in zip(orders, keeps, strict=True)]
 
 
@@ -178,15 +266,21 @@ def pad(
 
 
 def first_picks(
-    matrix: Float[Tensor, "b n n"], start: Start, valid: Bool[Tensor, "b n"] | None = None, *, scratch: bool = False
+    matrix: Float[Tensor, "b n n"],
+    start: Start,
+    valid: Bool[Tensor, "b n"] | None = None,
+    *,
+    scale: Float[Tensor, "b 1"] | float = 1.0,
+    exact: bool = False,
 ) -> Int[Tensor, " b"]:
-    """The first pick of each image, ties to the lowest index.
+    """The first pick of each image from float64 matrices, ties to the lowest index.
 
     Args:
         matrix: affinities.
         start: the rule.
         valid: False for padding; None when there is none.
-        scratch: the diagonal may be overwritten, which saves a copy; no loop reads it for what it decides.
+        scale: the size of an entry; see `ties.TIED`.
+        exact: entries are given, and so compared as they are; sums of them are not.
 
     Examples:
         >>> first_picks(torch.tensor([[[0.0, 1.0], [2.0, 0.0]]]), "sum")
@@ -194,9 +288,6 @@ def first_picks(
     """
     if isinstance(start, int):
         return torch.full((matrix.shape[0],), start, dtype=torch.int64, device=matrix.device)
-    if start == "min" and scratch and valid is None:
-        matrix.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-        return matrix.amin(-1).argmax(1)
     if start == "min":
         own = torch.eye(matrix.shape[1], dtype=torch.bool, device=matrix.device)
         hidden = own if valid is None else own | ~valid[:, None, :]
@@ -206,7 +297,10 @@ def first_picks(
         if valid is not None:
             seen = matrix.masked_fill(~valid[:, None, :], 0.0 if start == "sum" else -torch.inf)
         score = seen.sum(-1) if start == "sum" else seen.amax(-1)
-    return (score if valid is None else score.masked_fill_(~valid, -torch.inf)).argmax(1)
+    terms: Tensor | float = 0.0 if exact else 1.0
+    if start == "sum":
+        terms = float(matrix.shape[1]) if valid is None else valid.sum(1, keepdim=True)
+    return lowest_best(score if valid is None else score.masked_fill_(~valid, -torch.inf), scale * (terms * TIED))
 
 
 def determinant_each(
@@ -229,7 +323,7 @@ def determinant_each(
     orders: list[Tensor] = []
     waiting: list[Tensor] = []
     for given, keep in zip(kernels, keeps, strict=True):
-        kernel = given.detach()
+        kernel = precise(given.detach())
         if on_host(kernel, route):
             quality = kernel.diagonal()
             last = loops.last_resorts(quality[None])[0]

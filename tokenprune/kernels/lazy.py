@@ -1,16 +1,20 @@
 """Affinities of one image row by row, without the matrix: memory of the tokens alone, k matrix-vector products."""
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenprune.kernels.similarity import FACTOR, DistanceName, finish, prepare, working_dtype
+from tokenprune.kernels.direct import between, points_for
+from tokenprune.kernels.similarity import FACTOR, DistanceName, finish, prepare, rounding, unit_rows, working_dtype
+from tokenprune.kernels.ties import precise_dtype
 
 _PANEL_ENTRIES = 1 << 22  # of a panel of rows where a start needs all pairs: 16 MiB in float32
-_ALIGNED = 16  # rows: beyond a multiple of it, matrix-vector products on CPUs sum in another order
+_SUMMED = 64  # rows that are added up in their own precision
 
 
 class LazyRows:
@@ -27,44 +31,66 @@ class LazyRows:
 
     def __init__(self, x: Float[Tensor, "n d"], distance: DistanceName) -> None:
         self._distance = distance
-        self._points, self._norms = prepare(x.to(working_dtype(x)), distance)
+        self._x = x
+        dtype = working_dtype(x)
+        self._points = unit_rows(x.to(dtype)) if distance == "cosine" else points_for(x, distance).to(dtype)
+
+    @property
+    def scale(self) -> Float[Tensor, "1 1"]:
+        """The size of an entry."""
+        if self._distance in ("cosine", "angular"):
+            return self._points.new_ones((1, 1))
+        middle = self._points.mean(0, keepdim=True)
+        largest = 2 * torch.linalg.vector_norm(self._points - middle, dim=1).amax().reshape(1, 1)
+        return largest.square() if self._distance == "sqeuclidean" else largest
 
     def row(self, index: int) -> Float[Tensor, " n"]:
         """Row `index`; its own entry is of no use."""
-        return self._row(self._points[index], None if self._norms is None else self._norms[:, index : index + 1])
+        return self._row(self._points[index])
 
     def rows(self, picks: Int[Tensor, " 1"]) -> Float[Tensor, "1 n"]:
         """The row of an index that is on the device."""
-        own = None if self._norms is None else self._norms[:, picks]
-        return self._row(self._points[picks][0], own)[None]
+        return self._row(self._points[picks][0])[None]
 
-    def _row(self, point: Float[Tensor, " d"], own: Float[Tensor, "1 1"] | None) -> Float[Tensor, " n"]:
-        row = self._times(point).mul_(FACTOR[self._distance])[None]
-        finish(row, row if own is None else own, self._norms, self._distance)
-        return row[0]
+    def block(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+        """Some columns of some rows of cosines."""
+        points = self._points
+        product = points[torch.from_numpy(rows)] @ points[torch.from_numpy(columns)].mT
+        return np.asarray(product.mul_(FACTOR["cosine"]).numpy())
 
-    def _times(self, point: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
-        points, n = self._points, len(self._points)
-        even = n - n % _ALIGNED
-        if even == n:
-            return points @ point
-        if even == 0:
-            return (points * point).sum(1)
-        # The rest with the rows before it, so that equal rows have equal products wherever they stand.
-        return torch.cat([points[:even] @ point, (points[n - _ALIGNED :] @ point)[even - n :]])
+    def _row(self, point: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
+        if self._distance == "cosine":
+            return (self._points @ point).mul_(FACTOR["cosine"])
+        return between(point[None], self._points, self._distance)[0]
 
     def reduce(self, kind: Literal["sum", "max", "min"]) -> Float[Tensor, " n"]:
         """Sum or largest of each row, or its smallest entry off the diagonal."""
-        points, norms = self._points, self._norms
         if kind == "sum" and self._distance == "cosine":
-            return -self._times(points.sum(0)) + points.square().sum(1) - 1
-        if kind == "sum" and self._distance == "sqeuclidean" and norms is not None:
-            return len(points) * norms[0] + norms.sum() - 2 * self._times(points.sum(0))
+            points = self._points
+            own = points.any(1).to(points.dtype)  # a row's product with itself
+            return -(points @ self._total()) + own - 1
         return torch.cat([_REDUCE[kind](panel) for panel in self._panels(torch.inf if kind == "min" else 0.0)])
+
+    def _total(self) -> Float[Tensor, " d"]:
+        parts = [part.sum(0).to(precise_dtype(part.device)) for part in self._points.split(_SUMMED)]
+        return torch.stack(parts).sum(0).to(self._points.dtype)
+
+    def sum_rounding(self) -> float:
+        """How far `reduce("sum")` may be from the truth for cosines.
+
+        Each unit row is wrong by a little in proportion to itself, adding them up in parts by a little more, and the
+        product with the total, which is at most n long, by that of one entry.
+        """
+        n, d = self._points.shape
+        unit = torch.finfo(self._points.dtype).eps / 2
+        return n * (2 * rounding(d, self._points.dtype, columns=d) + (_SUMMED + 4) * unit)
 
     def _panels(self, own_entry: float) -> Iterator[Float[Tensor, "r n"]]:
         """All rows, some at a time."""
-        points, norms = self._points, self._norms
+        if self._distance == "cosine":
+            points, norms = self._points, None
+        else:
+            points, norms = prepare(self._x.to(self._points.dtype), self._distance)
         step = max(1, _PANEL_ENTRIES // len(points))
         for top in range(0, len(points), step):
             panel = (points[top : top + step] @ points.mT).mul_(FACTOR[self._distance])

@@ -1,6 +1,7 @@
 """Ranking by score, ties to the lowest index."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -20,13 +21,37 @@ _RANKED = (
     torch.int64,
 )
 
+Slack: TypeAlias = float | Float[Tensor, "*b 1"]
 
-def top_k(scores: Float[Tensor, "*b n"], k: int) -> tuple[Int[Tensor, "*b k"], Int[Tensor, "*b k"]]:
+
+def ranking(scores: Float[Tensor, "*b n"], slack: Slack = 0.0) -> Int[Tensor, "*b n"]:
+    """Indices by falling score; scores that follow one another within `slack` are ties, in the order of their index.
+
+    Args:
+        scores: the last axis is ranked.
+        slack: one number, or one for each row, (..., 1).
+
+    Examples:
+        >>> ranking(torch.tensor([1.0, 3.0, 3.5, 0.0]), 0.5)
+        tensor([1, 2, 0, 3])
+    """
+    falling = scores.sort(dim=-1, descending=True, stable=True)
+    if isinstance(slack, float) and slack == 0.0:
+        return falling.indices
+    steps = falling.values[..., :-1] - falling.values[..., 1:] > slack  # (..., n - 1); NaN of two infinities is no step
+    run = torch.nn.functional.pad(steps.cumsum(-1), (1, 0))
+    return falling.indices.gather(-1, (run * scores.shape[-1] + falling.indices).sort(dim=-1).indices)
+
+
+def top_k(
+    scores: Float[Tensor, "*b n"], k: int, *, slack: Slack = 0.0
+) -> tuple[Int[Tensor, "*b k"], Int[Tensor, "*b k"]]:
     """The k largest of the last axis: (indices ascending, indices by falling score); ties go to the lowest index.
 
     Args:
         scores: (..., n), real numbers; NaN ranks nowhere and is refused where it costs nothing to look, on the CPU.
         k: how many, 0 to n.
+        slack: scores that follow one another within this distance are ties.
 
     Raises:
         TypeError: when scores are no dense tensor of real numbers, or k is no int.
@@ -47,23 +72,24 @@ def top_k(scores: Float[Tensor, "*b n"], k: int) -> tuple[Int[Tensor, "*b k"], I
         raise ValueError(f"top_k: k must be from 0 to {scores.shape[-1]}, the number of scores, got {brief(k)}")
     if scores.is_cpu and bool(scores.isnan().any()):
         raise ValueError("top_k: scores hold NaN, which has no rank; find where it is made")
-    return _ranked(scores, k)
+    return _ranked(scores, k, slack)
 
 
-def _ranked(scores: Float[Tensor, "*b n"], k: int) -> tuple[Int[Tensor, "*b k"], Int[Tensor, "*b k"]]:
+def _ranked(scores: Float[Tensor, "*b n"], k: int, slack: Slack) -> tuple[Int[Tensor, "*b k"], Int[Tensor, "*b k"]]:
     """`top_k` for arguments that are known to be sound."""
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    order = ranking(scores, slack)[..., :k]
     return order.sort(dim=-1).values, order
 
 
 def top_each(
-    scores: Sequence[Float[Tensor, " _"]], keeps: Sequence[int]
+    scores: Sequence[Float[Tensor, " _"]], keeps: Sequence[int], *, slacks: Sequence[Tensor] | None = None
 ) -> list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]:
     """`top_k` for the scores of several images, side by side; what an image gets does not depend on the others.
 
     Args:
         scores: (n,) each, any n.
         keeps: how many of each, 1 to n.
+        slacks: for each image the distance within which scores are ties, without axes; None for 0.
 
     Examples:
         >>> top_each([torch.tensor([1.0, 3.0, 3.0]), torch.tensor([0.0, 1.0])], [2, 1])
@@ -79,6 +105,7 @@ def top_each(
         alike = len({scores[i].shape for i in members}) == 1
         parts = [scores[i] for i in members]
         together = torch.stack(parts) if alike else torch.nn.utils.rnn.pad_sequence(parts, True, -torch.inf)
-        for i, indices, order in zip(members, *_ranked(together, keep), strict=True):
+        slack: Slack = 0.0 if slacks is None else torch.stack([slacks[i] for i in members])[:, None]
+        for i, indices, order in zip(members, *_ranked(together, keep, slack), strict=True):
             found[i] = (indices, order)
     return [pair for pair in found if pair is not None]

@@ -11,10 +11,12 @@ DistanceName: TypeAlias = Literal["cosine", "euclidean", "sqeuclidean", "angular
 # Half of a symmetric product is worth computing alone from these sizes on (benchmarks/results/selection_gram.csv).
 _HALF_FROM = 512
 _BANDS = 4
-# Columns per partial product: every entry is then summed in one order, whatever the band it lies in, so that equal
-# rows have equal entries.
-_COLUMNS = 512
+# Columns per partial product: rounding of an entry is that of so many terms, and not of all (`rounding`).
+_COLUMNS = 128
+# Numbers or squares that are summed in the tokens' precision, where more than `_COLUMNS` would be; the rest in float64.
+_SUMMED = 64
 _BLOCK_ROWS = 128
+_SMALL = 1 << 16  # entries of which norms in float64 cost less than calling more operations
 # Norms between which no square over- or underflows; outside, zero rows included, rows are scaled in two steps.
 _SAFE = (1e-15, 1e15)
 
@@ -35,7 +37,59 @@ def unit_rows(x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n d"]:
     # Two passes that write nothing take half the time of x.abs().amax(); torch.aminmax along an axis is slow.
     largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
     result = torch.div(x, largest.clamp_min_(torch.finfo(x.dtype).tiny))
-    return result.div_(torch.linalg.vector_norm(result, dim=-1, keepdim=True).clamp_min_(1.0))
+    return result.div_(row_norms(result).clamp_min_(1.0))
+
+
+def row_norms(x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n 1"]:
+    """Lengths of rows, of long ones with little rounding."""
+    if x.device.type != "cpu":
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    if x.numel() <= _SMALL:
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).to(x.dtype)
+    return squared_norms(x).sqrt_().to(x.dtype)
+
+
+def squared_norms(x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n 1"]:
+    """Squared lengths of rows in float64, from lengths of `_SUMMED` numbers each."""
+    d = x.shape[-1]
+    whole = d - d % _SUMMED
+    parts = x[..., :whole].unflatten(-1, (whole // _SUMMED, _SUMMED)) if whole else x[..., None, :0]
+    total = torch.linalg.vector_norm(parts, dim=-1).double().square_().sum(-1, keepdim=True)
+    if whole < d:
+        total += torch.linalg.vector_norm(x[..., whole:], dim=-1, keepdim=True).double().square_()
+    return total
+
+
+def rounding(d: int, dtype: torch.dtype, *, columns: int = _COLUMNS) -> float:
+    """How far a cosine of the matrix may be from its true value, whatever the order in which terms are added.
+
+    A sum of m products of numbers of two unit rows is wrong by at most m + 1 times the rounding of one operation; so is
+    a squared norm, relative to itself, which counts half for each of the two rows.
+
+    Args:
+        d: width of the rows.
+        dtype: float32 or float64.
+        columns: terms that are summed before they are added to the rest.
+
+    Examples:
+        >>> rounding(4096, torch.float32) < 4e-5
+        True
+    """
+    unit = torch.finfo(dtype).eps / 2
+    norm = _SUMMED + d // _SUMMED * (dtype == torch.float64)
+    return 1.05 * unit * (min(d, columns) + -(-d // columns) + norm + 12)
+
+
+def row_sums(matrix: Float[Tensor, "b n n"]) -> tuple[Float[Tensor, "b n"], float]:
+    """Sums of the rows of cosines, and how far the additions may have rounded them."""
+    n, unit = matrix.shape[-1], torch.finfo(matrix.dtype).eps / 2
+    if n <= 2 * _COLUMNS:
+        return matrix.sum(-1), n * n * unit
+    whole = n - n % _SUMMED
+    sums = matrix[..., :whole].unflatten(-1, (whole // _SUMMED, _SUMMED)).sum(-1).double().sum(-1)
+    if whole < n:
+        sums += matrix[..., whole:].sum(-1)
+    return sums, (_SUMMED + 1) * n * unit
 
 
 def affinity(
@@ -113,12 +167,19 @@ def finish(
     """Turn products of r prepared rows with all, times `FACTOR`, into affinities, in place."""
     if distance == "angular":
         # Both square roots lose half the digits near 0: that is this path's tolerance (about 1e-4 rad).
-        near = (2 - 2 * products).clamp_min_(0).sqrt_()
-        torch.atan2(near, products.mul_(2).add_(2).clamp_min_(0).sqrt_(), out=products)
+        near = _snapped(2 - 2 * products, 1.0).sqrt_()
+        torch.atan2(near, _snapped(products.mul_(2).add_(2), 1.0).sqrt_(), out=products)
     elif norms is not None:
-        products.add_(own + norms).clamp_min_(0)
+        total = own + norms
+        _snapped(products.add_(total), total)
         if distance == "euclidean":
             products.sqrt_()
+
+
+def _snapped(squares: Tensor, size: Tensor | float) -> Tensor:
+    """Squared distances in place, 0 where they are no more than rounding of their size."""
+    noise = 512 * torch.finfo(squares.dtype).eps if squares.dtype == torch.float64 else 0.0
+    return squares.masked_fill_(squares <= size * noise, 0.0)
 
 
 def _row_blocks(matrix: Float[Tensor, "*b n m"]) -> tuple[Tensor, ...]:
@@ -145,8 +206,13 @@ def gram(
     result = x.new_empty((*x.shape[:-1], n)) if out is None else out
     if x.ndim == 3:
         return torch.baddbmm(result, x, x.mT, beta=0, alpha=scale, out=result)
-    if not _in_bands(x):
+    if d <= _COLUMNS or x.device.type != "cpu":
         return torch.addmm(result, x, x.mT, beta=0, alpha=scale, out=result)
+    if not _in_bands(x):
+        for left in range(0, d, _COLUMNS):
+            part = x[:, left : left + _COLUMNS]
+            result.addmm_(part, part.mT, beta=0.0 if left == 0 else 1.0, alpha=scale)
+        return result
     for left in range(0, d, _COLUMNS):
         _add_lower(result, x[:, left : left + _COLUMNS], scale, first=left == 0)
     _mirror(result)
@@ -191,10 +257,9 @@ def _unit_gram(x: Float[Tensor, "n d"], out: Float[Tensor, "n n"], scale: float)
 
 def _norms(x: Float[Tensor, "n d"], buffer: Float[Tensor, "n c"]) -> Float[Tensor, "n 1"]:
     if x.dtype == buffer.dtype:
-        return torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        return row_norms(x)
     # Converting part by part and then taking norms is three times as fast as norms of half precision tensors.
-    squares = buffer.new_zeros((len(x), 1))
+    squares = torch.zeros((len(x), 1), dtype=torch.float64)
     for part in x.split(buffer.shape[1], dim=1):
-        given = buffer[:, : part.shape[1]].copy_(part)
-        squares += torch.linalg.vector_norm(given, dim=1, keepdim=True).square_()
-    return squares.sqrt_()
+        squares += squared_norms(buffer[:, : part.shape[1]].copy_(part))
+    return squares.sqrt_().to(buffer.dtype)

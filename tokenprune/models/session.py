@@ -336,27 +336,42 @@ class Session(NoCopy):
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def follow_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Stands in for `model.forward`, after the hooks."""
+        """Stands in for `model.forward`, after the hooks. The model's own forward may be compiled; the rest is not."""
+        following: ExitStack | None = None
+        try:
+            following = self.begin_following(kwargs)
+            output = self.plain_forward(*args, **kwargs)
+        except BaseException as error:
+            if following is not None:
+                _end(following, error)
+            raise
+        _end(following, None)
+        return output
+
+    @outside_graphs
+    def begin_following(self, kwargs: dict[str, Any]) -> ExitStack:
+        """Make ready for the forward that `on_forward` has announced in this thread; the answer is closed after it."""
         expected: Expected | None = getattr(self.local, "expected", None)
         self.local.expected = None
-        if expected is None:
-            if self.is_open and not self.is_step() and kwargs.get("inputs_embeds") is not None:
-                raise RuntimeError(
-                    "prune: model.forward got a prompt as embeddings that did not come through the context's hook; "
-                    "call model(...), and call it from no hook on the model itself"
-                )
-            return self.plain_forward(*args, **kwargs)
         with ExitStack() as stack:
+            if expected is None:
+                if self.is_open and not self.is_step() and kwargs.get("inputs_embeds") is not None:
+                    raise RuntimeError(
+                        "prune: model.forward got a prompt as embeddings that did not come through the context's hook; "
+                        "call model(...), and call it from no hook on the model itself"
+                    )
+                return stack.pop_all()
             stack.enter_context(_locked_on_error(expected.cache))
             if expected.pruned is not None:
                 stack.enter_context(injected(self.adapter, expected.pruned.pruned))
                 if self.inside is not None:
                     stack.enter_context(self.inside.follow_forward(expected.pruned))
-            return self.plain_forward(*args, **kwargs)
+            return stack.pop_all()
 
+    @outside_graphs
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
         """Called after `model.forward`: raises when that went past ours, so that nobody followed the pruned prompt."""
-        if torch.compiler.is_compiling() or getattr(self.local, "expected", None) is None:
+        if getattr(self.local, "expected", None) is None:
             return
         self.local.expected = None
         raise RuntimeError(
@@ -383,6 +398,12 @@ class Session(NoCopy):
             refuse_cache(cache, what="a forward without explicit position_ids and a mask over the pruned columns")
         unlock(cache)  # from here on the caller keeps the books
         return True
+
+
+@outside_graphs
+def _end(following: ExitStack, error: BaseException | None) -> None:
+    """Close what belongs to a forward, with the error that ended it."""
+    following.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.kernels import all_finite, pick_each
 from tokenprune.kernels.choose import Route
 from tokenprune.kernels.images import Start as FirstPick
+from tokenprune.kernels.ties import TIED, lowest_of
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.inputs import check_tensor
 from tokenprune.repmax.objective import Indices, Problem, check_k
@@ -163,9 +164,9 @@ def _fixed_first(start: Start, n: int, seed: int) -> int:
 def first_of(matrix: Array, start: Start, seed: int = 0) -> int:
     """The first point that `start` means, for a float64 distance matrix."""
     if start == "farthest_mean":
-        return int(matrix.sum(axis=1).argmax())
+        return lowest_of(matrix.sum(axis=1), TIED * len(matrix) * float(matrix.max()))
     if start == "pair":
-        return int(matrix.max(axis=1).argmax())
+        return lowest_of(matrix.max(axis=1), TIED * float(matrix.max()))
     return _fixed_first(start, matrix.shape[0], seed)
 
 
@@ -173,10 +174,10 @@ def forward(matrix: Array, linear: Array, k: int, first: int) -> Indices:
     """Greedy picks from `first` on a float64 matrix, with gain_v = sum of distances to the picked + linear_v."""
     order = np.empty(k, dtype=np.int64)
     gains = linear.copy()
-    pick = first
+    pick, slack = first, TIED * float(matrix.max(initial=0.0))
     for step in range(k):
         if step:
-            pick = int(gains.argmax())
+            pick = lowest_of(gains, slack * step)
         order[step] = pick
         gains += matrix[pick]
         gains[pick] = -np.inf
@@ -189,7 +190,8 @@ def greedy_for(problem: Problem) -> Indices:
         return np.empty(0, dtype=np.int64)
     others = max(1, problem.n - 1)
     average = problem.matrix.sum(axis=1) * ((problem.k - 1) / (2.0 * others)) + problem.linear
-    return forward(problem.matrix, problem.linear, problem.k, int(average.argmax()))
+    slack = TIED * problem.k * float(problem.matrix.max(initial=0.0))
+    return forward(problem.matrix, problem.linear, problem.k, lowest_of(average, slack))
 
 
 @strategy("greedy_repmax", paper="TrimTokenator, arXiv 2509.00320 (stage 2)")

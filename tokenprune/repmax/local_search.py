@@ -142,7 +142,9 @@ def swap_search(
             break
         table = swap_gains(matrix, gains, members, others)
         tolerance = _SWAP_TOLERANCE * float(np.abs(gains).max())
-        flat = int(table.argmax()) if improvement == "best" else int((table > tolerance).argmax())
+        # The first of the exchanges that rounding cannot tell from the best, or the first that is one at all.
+        enough = table >= table.max() - tolerance if improvement == "best" else table > tolerance
+        flat = int(enough.argmax())
         row, column = divmod(flat, members.size)
         if table[row, column] <= tolerance:
             break

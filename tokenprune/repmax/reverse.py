@@ -12,7 +12,8 @@ from tokenprune.core.fields import strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.strategy import EQUIVARIANT, Stage
 from tokenprune.core.tokens import Tokens
-from tokenprune.kernels import affinity
+from tokenprune.kernels.direct import matrix_of, on_host_matrix
+from tokenprune.kernels.ties import TIED, lowest_best, lowest_of
 from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.greedy import check_batch
 from tokenprune.repmax.inputs import check_tensor
@@ -65,8 +66,9 @@ def backward(matrix: Array, linear: Array, k: int) -> Indices:
     # Reversed order, so that argmin, which takes the first of equals, removes the highest index.
     flipped = np.ascontiguousarray(matrix[::-1, ::-1])
     losses = flipped.sum(axis=1) + linear[::-1]
+    slack = TIED * n * float(matrix.max(initial=0.0))
     for _ in range(n - k):
-        worst = int(losses.argmin())
+        worst = lowest_of(-losses, slack)
         losses -= flipped[worst]
         losses[worst] = np.inf
     return np.flatnonzero(np.isfinite(losses[::-1])).astype(np.int64)
@@ -74,11 +76,17 @@ def backward(matrix: Array, linear: Array, k: int) -> Indices:
 
 def _reverse_torch(x: Tensor, k: int, distance: DistanceOrMatrix) -> Tensor:
     with torch.no_grad():
-        matrix = affinity(x.detach()[None], distance)[0].flip(0, 1)
-        losses = matrix.sum(1)
+        if x.device.type == "cpu":
+            matrix, largest = on_host_matrix(x.detach(), distance)
+            scale = torch.full((1, 1), largest, dtype=torch.float64)
+        else:
+            together, scale = matrix_of(x.detach()[None], distance)
+            matrix = together[0]
+        matrix = matrix.flip(0, 1)
+        losses, slack = matrix.sum(1), scale * (TIED * len(x))
         gone = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for _ in range(len(x) - k):
-            worst = losses.argmin(0, keepdim=True)
+            worst = lowest_best(-losses[None], slack)
             losses = losses - matrix[worst][0]
             losses.index_fill_(0, worst, torch.inf)
             gone.index_fill_(0, worst, True)

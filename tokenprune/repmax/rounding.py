@@ -11,6 +11,7 @@ from tokenprune.core.fields import strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.strategy import Stage
 from tokenprune.core.tokens import Tokens
+from tokenprune.repmax.clones import clone_classes, ranks
 from tokenprune.repmax.distances import Distance, DistanceOrMatrix, Features
 from tokenprune.repmax.greedy import greedy_for
 from tokenprune.repmax.local_search import like, swap_search
@@ -63,7 +64,11 @@ def rounded(problem: Problem) -> Indices:
     start = np.zeros(problem.n)
     start[swap_search(problem, greedy_for(problem))] = 1.0
     fractional = relax(*Node.root(problem, start).shifted(problem), problem.k, start, steps=200).z
-    # Equal coordinates are told apart by index; rounding to 9 digits keeps noise from doing it.
+    # Equal points share what the relaxation gives them in any proportion, and how it does depends on rounding: here the
+    # lowest of them get it. Equal coordinates are told apart by index; rounding to 9 digits keeps noise from doing it.
+    classes = clone_classes(problem.matrix, problem.linear)
+    together = np.bincount(classes, fractional, minlength=problem.n)[classes]
+    fractional = np.clip(together - (ranks(classes) - 1), 0.0, 1.0)
     largest = np.argsort(-np.round(fractional, 9), kind="stable")[: problem.k]
     return swap_search(problem, largest.astype(np.int64))
 

@@ -50,10 +50,8 @@ def check_walk(x: Tensor, picks: Tensor, objective: str, distance: Any, start: A
         score = past.sum(0) if objective == "sum" else past.min(0)
         score[order[:step]] = -np.inf
         check_pick(score, order[step], slack * (step if objective == "sum" else 1))
-    # Row sums of equal rows add the same numbers in another order: rounding decides between them.
-    chosen_first = start == "sum" or isinstance(start, int)
-    if distance != "angular":  # the last bit of an arc tangent depends on its place in memory: vector or scalar code
-        check_equal_rows(x, order[chosen_first:], set(order[:chosen_first]))
+    given = isinstance(start, int)
+    check_equal_rows(x, order[given:], set(order[:given]))
 
 
 def check_pick(score: Array, pick: int, slack: float) -> None:

@@ -72,7 +72,7 @@ def test_a_tiny_budget_keeps_one_token_of_the_whole_image() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"alpha must be a number from 0 to 1, got 2"):
         HiREDNext(4, alpha=2)
     tokens = random_tokens()
     assert tokens.tiles is not None

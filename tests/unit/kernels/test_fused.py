@@ -56,7 +56,8 @@ def test_determinants_equal_those_in_torch(kind: str) -> None:
 def test_without_triton_the_loops_in_torch_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     assert choose(576, 64, gpu) == "triton"
-    assert choose(576, 64, gpu, itemsize=8) == "torch"
+    assert choose(576, 64, gpu, itemsize=8) == "triton"
+    assert choose(9000, 64, gpu, itemsize=8) == "torch"  # more scores than the registers of a program hold
     assert choose(20_000, 64, gpu) == "lazy"
     monkeypatch.delitem(sys.modules, "tokenprune.kernels.fused")
     monkeypatch.setattr("tokenprune.kernels.fused", None, raising=False)

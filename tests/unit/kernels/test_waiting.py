@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.properties.kernels.reference import cloud
 from tokenprune import GreedyRepMax, MIAlignment, Tokens, TrimTokenator
 from tokenprune.baselines import CDPruner, DivPrune, FasterVLM
+from tokenprune.core import answers
 from tokenprune.kernels import determinant_each, images, pick_each
 
 # What makes the host wait for a device: reading a number, and results whose shape depends on numbers.
@@ -54,6 +55,7 @@ def test_a_selection_never_waits(objective: Any, start: Any) -> None:
 def test_a_batch_is_checked_at_once(strategy: Any, reads_per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "choose", lambda *args, **kwargs: "torch")
     monkeypatch.setattr(images, "on_host", lambda *args: False)
+    monkeypatch.setattr(answers, "on_host", lambda selection: False)
     for size in (1, 2, 7):
         batch = [
             Tokens(

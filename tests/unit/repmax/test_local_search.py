@@ -59,7 +59,7 @@ def test_torch_in_torch_out() -> None:
     ("change", "message"),
     [
         ({"start": [0, 1, 2]}, "start holds 3 points but k is 2"),
-        ({"start": [0, 0]}, "indices must be unique"),
+        ({"start": [0, 0]}, "start must be unique"),
         ({"start": "best"}, "start must be one of"),
         ({"improvement": "any"}, "improvement must be one of"),
         ({"k": None}, "k is missing"),
