@@ -48,7 +48,7 @@ def test_a_selection_never_waits(objective: Any, start: Any) -> None:
         (DivPrune(0.3), 2),
         (CDPruner(0.3), 2),
         (FasterVLM(0.3), 2),
-        (TrimTokenator(0.3), 4),  # the input once, the answers of two stages and of the whole
+        (TrimTokenator(0.3), 3),  # the input once, and the answers of two stages
     ],
     ids=repr,
 )
