@@ -242,7 +242,7 @@ def test_a_call_that_goes_past_the_features_raises(monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr(type(language), "__call__", lambda self, *args, **kwargs: self.forward(*args, **kwargs))
             run = model if call == "forward" else partial(model.generate, max_new_tokens=1)
-            with pytest.raises(RuntimeError, match="did not reach it: it was not called as usual"):
+            with pytest.raises(RuntimeError, match="did not reach the language model: it was not called as usual"):
                 run(**inputs)
         assert torch.equal(model(**text).logits, plain)
         assert torch.equal(model(**inputs).logits, right)

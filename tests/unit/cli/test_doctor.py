@@ -68,8 +68,12 @@ def test_a_configuration_file_names_the_family_and_its_structure(
     assert "B parameters, 32 decoder layers, 12 attention modules in the tower; not built" in capsys.readouterr().out
 
 
-def wrong_positions(prompt: Any, source: Any, mask: Any, policy: Any) -> Any:
-    return mask.long().cumsum(1).masked_fill(~mask, 0) * 2
+right_positions = compact_module._positions
+
+
+def wrong_positions(prompt: Any, source: Any, mask: Any, flags: Any, policy: Any) -> Any:
+    positions, following = right_positions(prompt, source, mask, flags, policy)
+    return positions * 2, following
 
 
 @pytest.mark.parametrize(
