@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tokenprune.baselines  # noqa: F401 (declares the signals that the methods read)
 from tokenprune import Tokens
 from tokenprune.core.registry import builtin
 from tokenprune.core.signals import FIELDS, PROMPT_NUMBER, TOWER_SIZE, Signal
@@ -57,6 +58,7 @@ OTHER = {"question", "grid", "tiles", "tile_grid", "index", "total", "key", "pro
 
 def made(changes: dict[str, Any]) -> Tokens:
     """`WHOLE` with other values, by name."""
+    assert changes.keys() <= {*ARGUMENTS, *SIGNALS}
     arguments: dict[str, Any] = {name: getattr(WHOLE, name) for name in ARGUMENTS}
     signals = {signal: changes.get(signal.name, WHOLE.signals.get(signal)) for signal in SIGNALS.values()}
     return Tokens(**arguments | {n: v for n, v in changes.items() if n in ARGUMENTS}, signals=signals)
