@@ -139,6 +139,7 @@ class MustDropMerge(Merging):
         ValueError: when it is out of range.
 
     Examples:
+        >>> from tokenprune import Tokens
         >>> tokens = Tokens(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]] * 2), grid=(2, 4))
         >>> selection = MustDropMerge(window=2, threshold=0.4).select(tokens)
         >>> selection.indices, selection.sizes
