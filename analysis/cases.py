@@ -107,7 +107,7 @@ def study_cases(
             f"study_cases: need at least one sample and one strategy, got {len(samples)} and {len(strategies)}"
         )
     from tokenprune.models import adapter_for
-    from tokenprune.models.select import check_strategy_fits
+    from tokenprune.models.prompt.choose import check_strategy_fits
 
     adapter = adapter_for(loaded.model)
     adapter.clip = loaded.clip

@@ -206,7 +206,7 @@ def analyse_damage(
     """
     from tokenprune.evaluate.answers import answer, ask_batches, signals_of
     from tokenprune.models import adapter_for
-    from tokenprune.models.select import fit_strategy
+    from tokenprune.models.prompt.choose import fit_strategy
 
     if not strategies or not all(strategies.values()):
         raise ValueError("analyse_damage: strategies is empty; give at least one, for example GreedyRepMax(64)")

@@ -27,8 +27,8 @@ from tokenprune.repmax import (
     relax_round_repmax,
     reverse_greedy_repmax,
 )
-from tokenprune.repmax.distances import Distance
-from tokenprune.repmax.objective import normalised_gap
+from tokenprune.repmax.problem.distances import Distance
+from tokenprune.repmax.problem.objective import normalised_gap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

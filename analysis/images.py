@@ -92,7 +92,7 @@ def stream_images(
     from tokenprune.evaluate.batches import processed
     from tokenprune.evaluate.features import take_images
     from tokenprune.models import adapter_for, build_prompt
-    from tokenprune.models.clip import see
+    from tokenprune.models.encode.clip import see
 
     adapter, device, dtype = adapter_for(loaded.model), loaded.model.device, loaded.model.dtype
     adapter.clip = loaded.clip

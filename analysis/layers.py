@@ -108,7 +108,7 @@ def stream_layers(
         ValueError: when there is more than one prompt, or no visual or no text token.
     """
     from tokenprune.models import adapter_for
-    from tokenprune.models.prompt import is_placeholder
+    from tokenprune.models.prompt.dense import is_placeholder
 
     adapter = adapter_for(model)
     ids = inputs["input_ids"]

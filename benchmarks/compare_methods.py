@@ -17,8 +17,8 @@ from tokenprune.bundled import load_model
 from tokenprune.core.places import InDecoder
 from tokenprune.evaluate.methods import CONTROLS, Method
 from tokenprune.models import adapter_for
-from tokenprune.models.clip import CLIP_SIGNALS
-from tokenprune.models.select import fit_strategy
+from tokenprune.models.encode.clip import CLIP_SIGNALS
+from tokenprune.models.prompt.choose import fit_strategy
 
 LEFT_OUT = {
     "exact_repmax": "a proof per image takes minutes; see the page on how good greedy is",

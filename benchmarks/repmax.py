@@ -38,9 +38,9 @@ from tokenprune.repmax import (
     token_cloud,
 )
 from tokenprune.repmax.clouds import Cloud
-from tokenprune.repmax.distances import Array, Distance
-from tokenprune.repmax.milp import solve_milp
-from tokenprune.repmax.objective import Indices, Problem, prepare
+from tokenprune.repmax.problem.distances import Array, Distance
+from tokenprune.repmax.problem.objective import Indices, Problem, prepare
+from tokenprune.repmax.proof.milp import solve_milp
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS: tuple[Cloud, ...] = ("clusters", "aniso", "spatial", "outliers", "dups", "noisy", "isotropic")

@@ -17,7 +17,7 @@ from tokenprune.core import places
 from tokenprune.core.places import Positions
 from tokenprune.core.signals import Signal, signal_named
 from tokenprune.models import Record
-from tokenprune.models.vision import image_keys
+from tokenprune.models.reading.vision import image_keys
 
 
 class View(NamedTuple):

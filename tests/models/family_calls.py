@@ -16,7 +16,7 @@ from tests.models.oracle import ByContent, KeepAll
 from tokenprune import prune
 from tokenprune.evaluate.doctor import CHECKS, _Patient, longer
 from tokenprune.models import UnsupportedError, adapter_for
-from tokenprune.testing.tiny_families import tiny_model
+from tokenprune.testing.tiny.families import tiny_model
 
 BACKENDS = ("sdpa", "eager", "flash")
 SETTINGS: dict[str, Any] = {

@@ -14,8 +14,8 @@ from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.models import Record, adapter_for
 from tokenprune.testing import reference_logits
 from tokenprune.testing.reference import Forward, additive, closed_places
-from tokenprune.testing.tiny_families import tiny_families, tiny_model
-from tokenprune.testing.tiny_models import MakeInputs
+from tokenprune.testing.tiny.families import tiny_families, tiny_model
+from tokenprune.testing.tiny.models import MakeInputs
 
 FAMILIES = [family for family in tiny_families() if family != "llava"]  # LLaVA-1.5 has tests of its own
 IN_DECODER = [family for family in FAMILIES if family != "gemma3"]

@@ -13,8 +13,8 @@ from tokenprune import PLAIN, Choice, PruningStrategy, Tokens
 from tokenprune import strategy as method
 from tokenprune.core import places
 from tokenprune.models import UnsupportedError, adapter_for
-from tokenprune.models.prompt import is_placeholder
-from tokenprune.models.select import as_strategy, fit_strategy
+from tokenprune.models.prompt.choose import as_strategy, fit_strategy
+from tokenprune.models.prompt.dense import is_placeholder
 from tokenprune.testing import tiny_families
 
 KINDS = ("llava_next", "qwen2_vl", "qwen3_vl", "paligemma", "gemma3")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import modeling_flash_attention_utils as utils
 
-from tokenprune.testing.tiny_models import MakeInputs, tiny_llava
+from tokenprune.testing.tiny.models import MakeInputs, tiny_llava
 
 FLASH = "flash_attention_2"
 calls: dict[str, int] = {"dense": 0, "packed": 0}

@@ -14,7 +14,7 @@ from tokenprune.core.places import Positions
 from tokenprune.core.signals import Signal, signal_named
 from tokenprune.models import Record
 from tokenprune.testing.reference import Reference, reference_logits
-from tokenprune.testing.tiny_models import MakeInputs, tiny_llava
+from tokenprune.testing.tiny.models import MakeInputs, tiny_llava
 
 TOWER = (
     "cls_attention",

@@ -18,7 +18,7 @@ from tokenprune.core import strategy as core
 from tokenprune.evaluate.doctor import longer
 from tokenprune.models import adapter_for
 from tokenprune.testing import tiny_families
-from tokenprune.testing.tiny_models import MakeInputs
+from tokenprune.testing.tiny.models import MakeInputs
 
 FAMILIES = tiny_families()
 ONE_OF_A_KIND = ("llava", "llava_next", "qwen3_vl", "paligemma")

@@ -8,7 +8,7 @@ from tokenprune.baselines import DivPrune, FasterVLM, HiRED, PruMerge, PruMergeP
 from tokenprune.baselines.prumerge import prumerge
 from tokenprune.baselines.visionzip import visionzip, visionzip_budget
 from tokenprune.models import prune_inputs
-from tokenprune.testing.tiny_models import tiny_llava
+from tokenprune.testing.tiny.models import tiny_llava
 
 PROMPTS = ["look at <0> now", "<1> what is it and why"]
 STRATEGIES: list[PruningStrategy] = [

@@ -27,11 +27,12 @@ from tests.models.oracle import (
 from tokenprune import Selection, prune
 from tokenprune.core.places import Positions
 from tokenprune.core.signals import Signal
-from tokenprune.models import Adapter, Vision, adapter_for, build_prompt, compact, families, select_tokens
-from tokenprune.models.llava import LlavaAdapter
-from tokenprune.models.prompt import Prompt, Segment
-from tokenprune.models.tap import attention_rows, tap
-from tokenprune.models.vision import image_keys
+from tokenprune.models import Adapter, Vision, adapter_for, build_prompt, compact, select_tokens
+from tokenprune.models.families import registry as families
+from tokenprune.models.families.llava import LlavaAdapter
+from tokenprune.models.prompt.dense import Prompt, Segment
+from tokenprune.models.reading.tap import attention_rows, tap
+from tokenprune.models.reading.vision import image_keys
 from tokenprune.testing import random_image, tiny_llava
 
 

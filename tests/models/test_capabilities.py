@@ -12,8 +12,9 @@ from tokenprune import Choice, Tokens, prune
 from tokenprune.core import places
 from tokenprune.core import strategy as core
 from tokenprune.core.signals import Signal, signal_named
-from tokenprune.models import UnsupportedError, adapter_for, build_prompt, families
-from tokenprune.models.select import fit_strategy
+from tokenprune.models import UnsupportedError, adapter_for, build_prompt
+from tokenprune.models.families import registry as families
+from tokenprune.models.prompt.choose import fit_strategy
 from tokenprune.testing import tiny_families
 
 ALL = tiny_families()

@@ -20,7 +20,7 @@ from tokenprune.core import strategy as core
 from tokenprune.core.signals import signal_named
 from tokenprune.evaluate.loading import load
 from tokenprune.models import Clip, UnsupportedError, prune_inputs, question_reader
-from tokenprune.models.families import adapter_for
+from tokenprune.models.families.registry import adapter_for
 
 LIMIT = 8
 """Tokens that the tiny text tower takes; the real one takes 77."""

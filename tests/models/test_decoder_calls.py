@@ -17,8 +17,9 @@ from tokenprune import strategy as method
 from tokenprune.baselines import FastV
 from tokenprune.core import places
 from tokenprune.core.signals import signal_named
-from tokenprune.models import UnsupportedError, adapter_for, attended, build_prompt, select_tokens
-from tokenprune.models.tap import TAP, attention_rows, tap
+from tokenprune.models import UnsupportedError, adapter_for, build_prompt, select_tokens
+from tokenprune.models.reading import attended
+from tokenprune.models.reading.tap import TAP, attention_rows, tap
 from tokenprune.testing import tiny_llava
 
 ROWS = BATCHES["padded"]

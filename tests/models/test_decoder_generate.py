@@ -12,7 +12,7 @@ from tests.models.oracle import BATCHES, ByContent
 from tokenprune import GreedyRepMax, prune
 from tokenprune.baselines import FastV
 from tokenprune.core.places import Positions
-from tokenprune.testing.tiny_models import MakeInputs, tiny_llava
+from tokenprune.testing.tiny.models import MakeInputs, tiny_llava
 
 LAYERS = 4
 

@@ -15,7 +15,7 @@ from tests.parity import references
 from tokenprune import prune
 from tokenprune.baselines import MustDrop, MustDropStage
 from tokenprune.core.places import Positions, order_of
-from tokenprune.models.vision import image_keys
+from tokenprune.models.reading.vision import image_keys
 
 # Each value once; the full product is run by `make test-matrix`.
 MATRIX = [

@@ -13,7 +13,7 @@ from tokenprune.core.places import Positions
 from tokenprune.evaluate.doctor import longer
 from tokenprune.models import Record, UnsupportedError, adapter_for
 from tokenprune.testing import reference_logits
-from tokenprune.testing.tiny_models import EOS
+from tokenprune.testing.tiny.models import EOS
 
 STEPS = 3
 FIRST = ["look at <0> now", "tell me more about the things in <2> please", "nothing to see"]

@@ -16,11 +16,11 @@ from tests.models.test_restore import PlannedError, fail
 from tokenprune import PruningStrategy, prune
 from tokenprune.baselines import FasterVLM, FastV
 from tokenprune.models import Record, UnsupportedError
-from tokenprune.models import pruning as pruning_module
-from tokenprune.models import session as session_module
-from tokenprune.models.decoder import DecoderRun
-from tokenprune.models.inside import Inside
-from tokenprune.models.session import Session
+from tokenprune.models.calls import batch as pruning_module
+from tokenprune.models.calls import session as session_module
+from tokenprune.models.calls.session import Session
+from tokenprune.models.decoder.attach import Inside
+from tokenprune.models.decoder.run import DecoderRun
 from tokenprune.testing import tiny_llava
 
 LAYERS = 4

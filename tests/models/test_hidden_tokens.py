@@ -13,7 +13,7 @@ from tests.models.test_turns import say
 from tokenprune import prune, prune_inputs
 from tokenprune.baselines import FastV
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt
-from tokenprune.models.prompt import is_placeholder
+from tokenprune.models.prompt.dense import is_placeholder
 from tokenprune.testing import tiny_families
 
 PROMPTS = ["only words", "look at <1> and <2> now please", "see <0>"]

@@ -21,7 +21,7 @@ from tokenprune.core import places
 from tokenprune.core.places import Positions
 from tokenprune.core.signals import IMAGE_KEY
 from tokenprune.models import UnsupportedError, adapter_for, build_prompt, compact, select_tokens
-from tokenprune.models.inject import ready
+from tokenprune.models.decoder.inject import ready
 from tokenprune.testing import reference_logits
 
 ENDS = ["look at <0> now <1>", "<2>", "what is <3>", "and in <5> then <7>"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.models.family_oracle import LAYERS, tiny
 from tokenprune import PruningStrategy, prune
 from tokenprune.baselines import DART, VTW, FastV, FitPrune, MustDrop, PyramidDrop, Random, SparseVLM
-from tokenprune.models.signals import keys_from_first
+from tokenprune.models.decoder.readings import keys_from_first
 from tokenprune.testing import tiny_families
 
 ROWS = ["look at <0> now", "<1> what is it", "tell me more about the <4> things in <2> and <0> please"]

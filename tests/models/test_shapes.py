@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["tokenprune.models", "tokenprune.testing.reference"], "beartype.beartype"):
     import tokenprune.models
-    from tokenprune.models import vision
+    from tokenprune.models.reading import vision
 
 import pytest
 import torch

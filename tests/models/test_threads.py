@@ -17,9 +17,9 @@ from tests.models.test_clip import tiny_clip_model, tiny_tokenizer
 from tokenprune import PruningStrategy, prune
 from tokenprune.baselines import TRIM, CDPruner
 from tokenprune.models import CallRecord, Clip, Record, adapter_for
-from tokenprune.models.tap import tap
-from tokenprune.models.tiled import inputs_of
-from tokenprune.testing.tiny_models import SIDE
+from tokenprune.models.families.tiles import inputs_of
+from tokenprune.models.reading.tap import tap
+from tokenprune.testing.tiny.models import SIDE
 
 THREADS, ROUNDS = 4, 8
 # Images whose numbers differ by 4 have one shape and other content: rows that got mixed up would raise no error.

@@ -9,9 +9,9 @@ from torch import Tensor
 from tests.models.family_oracle import tiny
 from tests.models.oracle import named, of
 from tokenprune.models import adapter_for
-from tokenprune.models.shuffled import Run
-from tokenprune.testing.tiny_family import FENCE, PART, WHOLE
-from tokenprune.testing.tiny_tiles import NEXT_SIZES, next_shape
+from tokenprune.models.families.internvl import Run
+from tokenprune.testing.tiny.family import FENCE, PART, WHOLE
+from tokenprune.testing.tiny.tiles import NEXT_SIZES, next_shape
 
 PROMPTS = ["look at <0> and <1> now", "then <2>", "and <3> last"]
 SIGNALS = ("cls_attention", "cls_attention_first", "vision_keys", "vision_states")

@@ -17,11 +17,11 @@ from tokenprune.core import places
 from tokenprune.core.merging import Merging
 from tokenprune.core.places import Positions
 from tokenprune.models import Record, UnsupportedError, adapter_for, build_prompt, prune_inputs, select_tokens
-from tokenprune.models.clip import see
-from tokenprune.models.tower import encode_merged
+from tokenprune.models.encode.clip import see
+from tokenprune.models.encode.tower import encode_merged
 from tokenprune.testing import random_tokens
 from tokenprune.testing.reference import reference_logits
-from tokenprune.testing.tiny_families import tiny_families, tiny_model
+from tokenprune.testing.tiny.families import tiny_families, tiny_model
 
 USED = {"clip": 4, "siglip": 5}
 """Layers up to the one whose output the projector gets."""
@@ -250,7 +250,7 @@ def test_a_layer_that_is_not_called_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 def _use_of_other_layers(self: Any, inputs: Any) -> Any:
-    from tokenprune.models.adapter import TowerUse
+    from tokenprune.models.families.adapter import TowerUse
 
     other = tower_llava("clip", "eager")[0].model.vision_tower.encoder.layers
     return TowerUse(layers=tuple(other[:2]), prefix=1, crop=1, grid=(4, 4))

@@ -14,8 +14,8 @@ from tests.parity import references
 from tokenprune import PruningStrategy, prune
 from tokenprune.baselines import MustDrop, MustDropMerge
 from tokenprune.models import adapter_for
-from tokenprune.models.tower import encode_merged
-from tokenprune.models.vision import image_keys
+from tokenprune.models.encode.tower import encode_merged
+from tokenprune.models.reading.vision import image_keys
 from tokenprune.testing import check_strategy
 from tokenprune.testing.reference import reference_logits
 

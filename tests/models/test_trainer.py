@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from tests.models.decoder_oracle import Stage, most_attended
 from tests.models.training_oracle import GROUPS, labels_of, loss_inside
 from tokenprune import prune
-from tokenprune.testing.tiny_models import PAD, tiny_llava
+from tokenprune.testing.tiny.models import PAD, tiny_llava
 
 PROMPTS = [
     "look at <0> now",

@@ -27,9 +27,9 @@ from tokenprune.baselines import GridPool
 from tokenprune.core import strategy as core
 from tokenprune.core.text import example
 from tokenprune.models import UnsupportedError
-from tokenprune.models.tap import attention_rows
+from tokenprune.models.reading.tap import attention_rows
 from tokenprune.testing import random_tokens
-from tokenprune.testing.tiny_models import tiny_llava
+from tokenprune.testing.tiny.models import tiny_llava
 
 ROWS = BATCHES["two images"]
 MERGING = [

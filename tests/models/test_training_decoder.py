@@ -31,9 +31,9 @@ from tokenprune import PruningStrategy, parse, prune
 from tokenprune.baselines import VTW, FastV, FitPrune
 from tokenprune.core.places import Positions
 from tokenprune.models import UnsupportedError
-from tokenprune.models.labels import labels_at
-from tokenprune.testing.tiny_families import tiny_model
-from tokenprune.testing.tiny_models import tiny_llava
+from tokenprune.models.prompt.labels import labels_at
+from tokenprune.testing.tiny.families import tiny_model
+from tokenprune.testing.tiny.models import tiny_llava
 
 BATCHES = {**ALL, "two images": ["compare <0> with <4> please", "here is <1> now", "no image at all"]}
 CASES: dict[str, tuple[PruningStrategy, Any]] = {

@@ -16,7 +16,7 @@ from tokenprune.core import strategy as core
 from tokenprune.core.places import Positions
 from tokenprune.core.signals import signal_named
 from tokenprune.models import Record, UnsupportedError
-from tokenprune.models.cache_state import unlock
+from tokenprune.models.prompt.cache_state import unlock
 from tokenprune.testing import reference_logits, tiny_model
 
 STEPS = 3

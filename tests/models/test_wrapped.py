@@ -18,7 +18,8 @@ from tests.models.family_oracle import BATCHES, LAYERS
 from tests.models.oracle import ByContent, traces
 from tokenprune import PruningStrategy, prune
 from tokenprune.evaluate.doctor import diagnose_model
-from tokenprune.models import Record, UnsupportedError, adapter_for, prune_inputs, unwrap
+from tokenprune.models import Record, UnsupportedError, adapter_for, prune_inputs
+from tokenprune.models.wrapped.unwrap import unwrap
 from tokenprune.testing import tiny_families, tiny_model
 
 # One family of each kind in the normal suite, all of them in the matrix.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenprune.testing.tiny_models import IMAGE, PATCH, SIDE, TOKENS, MakeInputs, tiny_llava
+from tokenprune.testing.tiny.models import IMAGE, PATCH, SIDE, TOKENS, MakeInputs, tiny_llava
 
 
 @lru_cache

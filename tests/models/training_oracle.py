@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tests.models.decoder_oracle import Decoder, Row, Stage, View, enter, run_layers
-from tokenprune.models.vision import image_keys
+from tokenprune.models.reading.vision import image_keys
 
 GROUPS = {"projector": "multi_modal_projector", "tower": "vision_tower", "language": "language_model"}
 """Parts of a tiny LLaVA and what the names of their parameters contain."""

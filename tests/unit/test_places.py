@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.models.family_oracle import qwen_places
-from tokenprune.models.places import Places
+from tokenprune.models.prompt.places import Places
 from tokenprune.testing.reference import closed_places
 
 IMAGE = 7

@@ -207,7 +207,7 @@ def _images(
     from tokenprune.analysis.images import DEFAULT_COUNT
     from tokenprune.models import adapter_for
     from tokenprune.models.plan import tower_part
-    from tokenprune.models.select import fit_strategy
+    from tokenprune.models.prompt.choose import fit_strategy
 
     adapter = adapter_for(loaded.model)
     adapter.clip = loaded.clip

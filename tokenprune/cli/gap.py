@@ -17,7 +17,7 @@ from tokenprune.core.tokens import Tokens
 if TYPE_CHECKING:
     from tokenprune.evaluate.methods import Method
     from tokenprune.repmax import GapRow
-    from tokenprune.repmax.distances import Distance
+    from tokenprune.repmax.problem.distances import Distance
 
 DISTANCES = ("cosine", "euclidean", "sqeuclidean", "angular")
 TITLE = "Gap to the proved optimum or best bound"

@@ -13,7 +13,7 @@ def read_tokens(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         ValueError: names the file when it does not exist, is damaged, or holds something else.
     """
-    from tokenprune.repmax.distances import as_float64
+    from tokenprune.repmax.problem.distances import as_float64
 
     if not path.is_file():
         raise ValueError(f"the file {path} does not exist")

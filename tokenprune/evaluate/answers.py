@@ -19,12 +19,12 @@ from tokenprune.evaluate.loading import LoadedModel, on_device
 from tokenprune.evaluate.metrics import exact_match
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import Prompt, Vision, adapter_for, build_prompt, compact, select_tokens
-from tokenprune.models.clip import see
-from tokenprune.models.inject import ready
-from tokenprune.models.inside import cut_inside
+from tokenprune.models.decoder.attach import cut_inside
+from tokenprune.models.decoder.inject import ready
+from tokenprune.models.encode.clip import see
 from tokenprune.models.plan import make_plan
-from tokenprune.models.pruning import Pruned
-from tokenprune.models.select import place_strategy
+from tokenprune.models.prompt.choose import place_strategy
+from tokenprune.models.prompt.pruned import Pruned
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -13,9 +13,9 @@ from tokenprune.core.budget import keep_count
 from tokenprune.core.signals import declared
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.models import Record, UnsupportedError, adapter_for, prune
-from tokenprune.models.adapter import Adapter
-from tokenprune.models.prompt import is_placeholder
-from tokenprune.models.signals import in_decoder
+from tokenprune.models.families.adapter import Adapter
+from tokenprune.models.prompt.dense import is_placeholder
+from tokenprune.models.reading.sources import in_decoder
 from tokenprune.repmax import GreedyRepMax
 
 Status = Literal["ok", "failed", "unsupported"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tokenprune.models.vision import Vision
+from tokenprune.models.reading.vision import Vision
 
 DEFAULT_CACHE_BYTES = 4 * 2**30
 

@@ -19,11 +19,11 @@ from tokenprune.evaluate.features import DEFAULT_CACHE_BYTES, FeatureCache, join
 from tokenprune.evaluate.loading import LoadedModel, on_device
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import adapter_for, build_prompt, select_tokens
-from tokenprune.models.clip import see
 from tokenprune.models.clock import now
+from tokenprune.models.encode.clip import see
 from tokenprune.models.plan import make_plan
-from tokenprune.models.select import fit_strategy
-from tokenprune.models.vision import Vision
+from tokenprune.models.prompt.choose import fit_strategy
+from tokenprune.models.reading.vision import Vision
 
 
 @dataclass

@@ -12,15 +12,15 @@ from torch import nn
 from tokenprune.core.fields import check_choice
 from tokenprune.core.places import Positions
 from tokenprune.core.strategy import PruningStrategy
-from tokenprune.models.adapter import Adapter
-from tokenprune.models.clip import Clip
+from tokenprune.models.calls.session import Session
+from tokenprune.models.encode.clip import Clip
 from tokenprune.models.errors import UnsupportedError
-from tokenprune.models.families import adapter_for
-from tokenprune.models.first_choice import TurnPolicy
+from tokenprune.models.families.adapter import Adapter
+from tokenprune.models.families.registry import adapter_for
 from tokenprune.models.plan import Plan, make_plan
+from tokenprune.models.prompt.choose import as_strategy, fit_strategy
+from tokenprune.models.prompt.first_choice import TurnPolicy
 from tokenprune.models.record import Record
-from tokenprune.models.select import as_strategy, fit_strategy
-from tokenprune.models.session import Session
 
 
 class NotEnteredWarning(UserWarning):
@@ -66,7 +66,7 @@ def prune(
             `DistributedDataParallel`, see `unwrap`): calls of both are pruned.
         strategy: a strategy, or its text form such as "trim_tokenator(keep=64)".
         positions: "original" keeps the positions of the full prompt, "compact" closes the gaps, by the rule that
-            `tokenprune.models.places` states; None takes what the method's authors do, for each stage its own.
+            `tokenprune.models.prompt.places` states; None takes what the method's authors do, for each stage its own.
         clip: a CLIP model beside the model, for strategies that need `Tokens.clip_visual` and `Tokens.clip_text`.
         turns: for conversations that are encoded as a whole in every turn: "reselect" chooses anew for each prompt, so
             that methods which read the question can follow it; "freeze" keeps the tokens that were chosen for an image

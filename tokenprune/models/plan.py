@@ -9,7 +9,7 @@ from tokenprune.core.merging import Merging
 from tokenprune.core.places import InDecoder, InTower, Place, Positions
 from tokenprune.core.signals import Signal
 from tokenprune.core.strategy import Pipeline, PruningStrategy, Stage
-from tokenprune.models.signals import known_mid_layer
+from tokenprune.models.reading.sources import known_mid_layer
 
 Site = Literal["tower", "projector", "decoder"]
 

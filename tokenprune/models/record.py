@@ -12,9 +12,9 @@ from torch import Tensor
 from tokenprune.core.places import InDecoder, Positions
 from tokenprune.core.selection import Selection, StageCount
 from tokenprune.core.strategy import PruningStrategy
-from tokenprune.models.labels import labels_at
 from tokenprune.models.plan import Site, site_of
-from tokenprune.models.prompt import Prompt
+from tokenprune.models.prompt.dense import Prompt
+from tokenprune.models.prompt.labels import labels_at
 
 CallKind = Literal["generate", "forward"]
 

@@ -2,12 +2,17 @@
 
 from tokenprune.repmax.certificate import Certificate, certify
 from tokenprune.repmax.clouds import token_cloud
-from tokenprune.repmax.distances import distance_matrix
 from tokenprune.repmax.exact import ExactRepMax, ExactResult, exact_repmax
 from tokenprune.repmax.gap import GapRow, measure_gap
 from tokenprune.repmax.greedy import GreedyRepMax, greedy_repmax, greedy_repmax_batched
 from tokenprune.repmax.local_search import LocalSearchRepMax, local_search_repmax
-from tokenprune.repmax.objective import mean_pairwise_distance, negative_type_defect, pair_sum, random_expectation
+from tokenprune.repmax.problem.distances import distance_matrix
+from tokenprune.repmax.problem.objective import (
+    mean_pairwise_distance,
+    negative_type_defect,
+    pair_sum,
+    random_expectation,
+)
 from tokenprune.repmax.reverse import ReverseGreedyRepMax, reverse_greedy_repmax
 from tokenprune.repmax.rounding import RelaxRoundRepMax, relax_round_repmax
 

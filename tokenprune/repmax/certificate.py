@@ -9,13 +9,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tokenprune.core.fields import check_choice
-from tokenprune.repmax.bnb import Search
-from tokenprune.repmax.clones import representatives, spread
-from tokenprune.repmax.distances import Array, DistanceOrMatrix, Features
 from tokenprune.repmax.exact import check_time_limit
 from tokenprune.repmax.local_search import swap_search
-from tokenprune.repmax.node import Node
-from tokenprune.repmax.objective import (
+from tokenprune.repmax.problem.clones import representatives, spread
+from tokenprune.repmax.problem.distances import Array, DistanceOrMatrix, Features
+from tokenprune.repmax.problem.objective import (
     Indices,
     Problem,
     Quality,
@@ -25,10 +23,12 @@ from tokenprune.repmax.objective import (
     prepare,
     relative_gap,
 )
-from tokenprune.repmax.proof import Record, Step
-from tokenprune.repmax.relaxation import relax, tangent_at
-from tokenprune.repmax.shift import is_concave, residual_shift
-from tokenprune.repmax.verification import ProofError, proved_bound
+from tokenprune.repmax.problem.relaxation import relax, tangent_at
+from tokenprune.repmax.problem.shift import is_concave, residual_shift
+from tokenprune.repmax.proof.node import Node
+from tokenprune.repmax.proof.search import Search
+from tokenprune.repmax.proof.tree import Record, Step
+from tokenprune.repmax.proof.verification import ProofError, proved_bound
 
 Effort = Literal["tangent", "convex", "shifted", "exact"]
 

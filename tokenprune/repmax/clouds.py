@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from tokenprune.core.fields import check_choice
-from tokenprune.repmax.distances import Array
+from tokenprune.repmax.problem.distances import Array
 
 Cloud = Literal["clusters", "aniso", "spatial", "outliers", "dups", "noisy", "isotropic"]
 

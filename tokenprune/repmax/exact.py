@@ -14,13 +14,13 @@ from tokenprune.core.fields import check_choice, strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.strategy import PLAIN, Promise, Stage
 from tokenprune.core.tokens import Tokens
-from tokenprune.repmax.bnb import Progress, Search
-from tokenprune.repmax.distances import Distance, DistanceOrMatrix, Features
-from tokenprune.repmax.enumeration import enumerate_best, subsets
 from tokenprune.repmax.greedy import greedy_for
 from tokenprune.repmax.local_search import swap_search
-from tokenprune.repmax.milp import solve_milp
-from tokenprune.repmax.objective import Indices, Problem, Quality, normalised_gap, prepare, relative_gap
+from tokenprune.repmax.problem.distances import Distance, DistanceOrMatrix, Features
+from tokenprune.repmax.problem.objective import Indices, Problem, Quality, normalised_gap, prepare, relative_gap
+from tokenprune.repmax.proof.enumeration import enumerate_best, subsets
+from tokenprune.repmax.proof.milp import solve_milp
+from tokenprune.repmax.proof.search import Progress, Search
 
 Solver = Literal["auto", "enumerate", "ilp", "bnb"]
 

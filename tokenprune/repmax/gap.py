@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tokenprune.repmax.distances import Array, Distance, Features, distance_matrix
 from tokenprune.repmax.exact import exact_repmax
 from tokenprune.repmax.greedy import forward, greedy_for
 from tokenprune.repmax.local_search import swap_search
-from tokenprune.repmax.node import Node
-from tokenprune.repmax.objective import Indices, Problem, normalised_gap, prepare, relative_gap
-from tokenprune.repmax.relaxation import relax, tangent_at
+from tokenprune.repmax.problem.distances import Array, Distance, Features, distance_matrix
+from tokenprune.repmax.problem.objective import Indices, Problem, normalised_gap, prepare, relative_gap
+from tokenprune.repmax.problem.relaxation import relax, tangent_at
+from tokenprune.repmax.proof.node import Node
 from tokenprune.repmax.reverse import backward
 from tokenprune.repmax.rounding import rounded
 

@@ -18,9 +18,9 @@ from tokenprune.kernels import all_finite, pick_each
 from tokenprune.kernels.choose import Route
 from tokenprune.kernels.images import Start as FirstPick
 from tokenprune.kernels.ties import TIED, lowest_of
-from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
-from tokenprune.repmax.inputs import check_tensor
-from tokenprune.repmax.objective import Indices, Problem, check_k
+from tokenprune.repmax.problem.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
+from tokenprune.repmax.problem.inputs import check_tensor
+from tokenprune.repmax.problem.objective import Indices, Problem, check_k
 
 StartName = Literal["farthest_mean", "pair", "first", "random"]
 Start: TypeAlias = StartName | int

@@ -13,9 +13,9 @@ from tokenprune.core.fields import Count, Seed, check_choice, strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
 from tokenprune.core.tokens import Tokens
-from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features
 from tokenprune.repmax.greedy import greedy_for
-from tokenprune.repmax.objective import Indices, Problem, Quality, check_indices, count_rows, prepare
+from tokenprune.repmax.problem.distances import Array, Distance, DistanceOrMatrix, Features
+from tokenprune.repmax.problem.objective import Indices, Problem, Quality, check_indices, count_rows, prepare
 from tokenprune.repmax.reverse import backward
 
 StartRule = Literal["greedy", "reverse", "random"]

@@ -14,10 +14,10 @@ from tokenprune.core.strategy import EQUIVARIANT, Stage
 from tokenprune.core.tokens import Tokens
 from tokenprune.kernels.direct import matrix_of, on_host_matrix
 from tokenprune.kernels.ties import TIED, lowest_best, lowest_of
-from tokenprune.repmax.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
 from tokenprune.repmax.greedy import check_batch
-from tokenprune.repmax.inputs import check_tensor
-from tokenprune.repmax.objective import Indices, check_k
+from tokenprune.repmax.problem.distances import Array, Distance, DistanceOrMatrix, Features, distance_matrix
+from tokenprune.repmax.problem.inputs import check_tensor
+from tokenprune.repmax.problem.objective import Indices, check_k
 
 
 @overload

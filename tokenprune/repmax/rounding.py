@@ -11,13 +11,13 @@ from tokenprune.core.fields import strategy
 from tokenprune.core.selection import Choice
 from tokenprune.core.strategy import Stage
 from tokenprune.core.tokens import Tokens
-from tokenprune.repmax.clones import clone_classes, ranks
-from tokenprune.repmax.distances import Distance, DistanceOrMatrix, Features
 from tokenprune.repmax.greedy import greedy_for
 from tokenprune.repmax.local_search import like, swap_search
-from tokenprune.repmax.node import Node
-from tokenprune.repmax.objective import Indices, Problem, Quality, prepare
-from tokenprune.repmax.relaxation import relax
+from tokenprune.repmax.problem.clones import clone_classes, ranks
+from tokenprune.repmax.problem.distances import Distance, DistanceOrMatrix, Features
+from tokenprune.repmax.problem.objective import Indices, Problem, Quality, prepare
+from tokenprune.repmax.problem.relaxation import relax
+from tokenprune.repmax.proof.node import Node
 
 
 @overload

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from tokenprune.repmax.distances import DistanceOrMatrix
-from tokenprune.repmax.proof import Record, Step
+from tokenprune.repmax.problem.distances import DistanceOrMatrix
+from tokenprune.repmax.proof.tree import Record, Step
 from tokenprune.strict_json import Check, check_fields, is_count, is_number, is_text, parse_json
 
 if TYPE_CHECKING:

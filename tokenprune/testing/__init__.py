@@ -3,8 +3,8 @@
 from tokenprune.testing.contract import ContractError, check_strategy
 from tokenprune.testing.random_tokens import random_tokens
 from tokenprune.testing.reference import Reference, reference_logits
-from tokenprune.testing.tiny_families import tiny_families, tiny_model
-from tokenprune.testing.tiny_models import random_image, tiny_llava
+from tokenprune.testing.tiny.families import tiny_families, tiny_model
+from tokenprune.testing.tiny.models import random_image, tiny_llava
 
 __all__ = [
     "ContractError",

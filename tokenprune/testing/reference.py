@@ -93,7 +93,7 @@ def reference_logits(
 def closed_places(
     places: Int[Tensor, "*axes l"], images: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
 ) -> tuple[Int[Tensor, "*axes l"], Int[Tensor, "*axes"]]:
-    """Positions of the policy "compact" by loops: see `tokenprune.models.places` for the rule.
+    """Positions of the policy "compact" by loops: see `tokenprune.models.prompt.places` for the rule.
 
     Args:
         places: positions of one dense prompt.

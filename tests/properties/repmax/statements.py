@@ -22,9 +22,9 @@ from tokenprune.repmax import (
     reverse_greedy_repmax,
 )
 from tokenprune.repmax.local_search import swap_gains
-from tokenprune.repmax.node import Node, exclusion_bounds
-from tokenprune.repmax.objective import prepare
-from tokenprune.repmax.relaxation import active_set, frank_wolfe, into_box, on_plane, tangent_at
+from tokenprune.repmax.problem.objective import prepare
+from tokenprune.repmax.problem.relaxation import active_set, frank_wolfe, into_box, on_plane, tangent_at
+from tokenprune.repmax.proof.node import Node, exclusion_bounds
 
 SLACK = 1.0 + 1e-9
 
@@ -224,7 +224,7 @@ def lies_do_not_verify(cloud: Cloud) -> None:
     """The bound of a relaxation that was shifted too far is below the optimum; no verifier may accept it."""
     from dataclasses import replace
 
-    from tokenprune.repmax.verification import ProofError
+    from tokenprune.repmax.proof.verification import ProofError
 
     if not 1 < cloud.k < cloud.n:
         return

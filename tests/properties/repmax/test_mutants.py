@@ -8,19 +8,11 @@ import pytest
 
 from tests.properties.repmax import statements
 from tests.properties.repmax.clouds import Array, Cloud, some_clouds
-from tokenprune.repmax import (
-    bnb,
-    certificate,
-    exact,
-    greedy,
-    local_search,
-    node,
-    objective,
-    relaxation,
-    shift,
-    verification,
-)
-from tokenprune.repmax.relaxation import Tangent
+from tokenprune.repmax import certificate, exact, greedy, local_search
+from tokenprune.repmax.problem import objective, relaxation, shift
+from tokenprune.repmax.problem.relaxation import Tangent
+from tokenprune.repmax.proof import node, verification
+from tokenprune.repmax.proof import search as bnb
 
 CLOUDS = some_clouds(48) + some_clouds(8, n=7, k=3)
 

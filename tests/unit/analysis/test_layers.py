@@ -20,8 +20,8 @@ from tokenprune.analysis import (
 from tokenprune.evaluate import bundled_samples
 from tokenprune.evaluate.batches import processed
 from tokenprune.models import adapter_for
-from tokenprune.models.prompt import is_placeholder
-from tokenprune.testing.tiny_families import tiny_families, tiny_model
+from tokenprune.models.prompt.dense import is_placeholder
+from tokenprune.testing.tiny.families import tiny_families, tiny_model
 
 
 def states_of(inputs: dict[str, torch.Tensor]) -> list[LayerStates]:

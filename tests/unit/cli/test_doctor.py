@@ -13,14 +13,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from tests.models.oracle import tiny
 from tokenprune.cli.main import main
 from tokenprune.evaluate.doctor import CHECKS, diagnose_model
-from tokenprune.models.adapter import Adapter
-from tokenprune.models.compact import PrunedPrompt
-from tokenprune.models.decoder import DecoderRun
-from tokenprune.models.llava import LlavaAdapter
+from tokenprune.models.decoder.run import DecoderRun
+from tokenprune.models.families.adapter import Adapter
+from tokenprune.models.families.llava import LlavaAdapter
+from tokenprune.models.prompt.pruned import PrunedPrompt
 from tokenprune.models.record import Record
 from tokenprune.testing import tiny_families
 
-compact_module = import_module("tokenprune.models.compact")  # the function of that name hides it
+compact_module = import_module("tokenprune.models.prompt.pruned")  # the function of that name hides it
 
 
 def questions(make_inputs: Any) -> Callable[[Any], Any]:

@@ -17,8 +17,8 @@ from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.runner import Runner
 from tokenprune.evaluate.samples import Sample
 from tokenprune.models import adapter_for
-from tokenprune.testing.tiny_families import tiny_families, tiny_model
-from tokenprune.testing.tiny_models import MakeInputs
+from tokenprune.testing.tiny.families import tiny_families, tiny_model
+from tokenprune.testing.tiny.models import MakeInputs
 
 
 class Processor:

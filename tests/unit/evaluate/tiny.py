@@ -11,7 +11,7 @@ from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.methods import Method
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.settings import Settings
-from tokenprune.testing.tiny_models import BOS, EOS, IMAGE, PAD, PATCH, SIDE, VOCABULARY, tiny_llava
+from tokenprune.testing.tiny.models import BOS, EOS, IMAGE, PAD, PATCH, SIDE, VOCABULARY, tiny_llava
 
 SPECIAL = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<image>": IMAGE}
 TEMPLATE = (

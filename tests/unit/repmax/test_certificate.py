@@ -11,7 +11,7 @@ import torch
 
 from tests.properties.repmax.clouds import DISTANCES
 from tokenprune.repmax import Certificate, certify, exact_repmax, greedy_repmax, random_expectation, token_cloud
-from tokenprune.repmax.proof import Record
+from tokenprune.repmax.proof.tree import Record
 
 EFFORTS = ("tangent", "convex", "shifted", "exact")
 CLOUD = token_cloud("dups", 70, 12, seed=2)

@@ -17,9 +17,9 @@ from tokenprune.repmax import (
     negative_type_defect,
     token_cloud,
 )
-from tokenprune.repmax.bnb import Progress, Search
-from tokenprune.repmax.milp import solve_milp
-from tokenprune.repmax.objective import prepare
+from tokenprune.repmax.problem.objective import prepare
+from tokenprune.repmax.proof.milp import solve_milp
+from tokenprune.repmax.proof.search import Progress, Search
 
 
 @pytest.mark.parametrize("solver", ["auto", "enumerate", "ilp", "bnb"])

@@ -7,7 +7,7 @@ import pytest
 
 from tests.properties.repmax.clouds import DISTANCES, some_clouds
 from tokenprune.repmax import mean_pairwise_distance, pair_sum, random_expectation, token_cloud
-from tokenprune.repmax.objective import normalised_gap, relative_gap
+from tokenprune.repmax.problem.objective import normalised_gap, relative_gap
 
 
 def test_identities() -> None:

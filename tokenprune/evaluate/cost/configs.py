@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.models.families import adapters
+from tokenprune.models.families.registry import adapters
 
 _IMAGE, _PAD = 32000, 32001
 

@@ -19,7 +19,7 @@ from tokenprune.evaluate.cost.shapes import DecoderShape, TowerShape
 from tokenprune.evaluate.cost.stages import Stages, run_stages
 from tokenprune.evaluate.cost.timing import Spread, spread, time_call
 from tokenprune.models import adapter_for
-from tokenprune.models.vision import Vision
+from tokenprune.models.reading.vision import Vision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,15 @@ from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.cost.flops import padded_lengths
 from tokenprune.evaluate.decode import generate_timed
 from tokenprune.models import build_prompt, compact, select_tokens
-from tokenprune.models.adapter import Adapter
 from tokenprune.models.clock import now
-from tokenprune.models.inject import ready
-from tokenprune.models.inside import cut_inside
+from tokenprune.models.decoder.attach import cut_inside
+from tokenprune.models.decoder.inject import ready
+from tokenprune.models.families.adapter import Adapter
 from tokenprune.models.plan import make_plan
-from tokenprune.models.prompt import Prompt
-from tokenprune.models.pruning import Pruned
-from tokenprune.models.select import place_strategy
-from tokenprune.models.vision import Vision
+from tokenprune.models.prompt.choose import place_strategy
+from tokenprune.models.prompt.dense import Prompt
+from tokenprune.models.prompt.pruned import Pruned
+from tokenprune.models.reading.vision import Vision
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,0 +1,1 @@
+"""Pruning inside the language model, layer by layer."""

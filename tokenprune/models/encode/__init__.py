@@ -1,0 +1,1 @@
+"""From pixels to visual tokens: CLIP beside the model, merging inside the vision tower."""

@@ -1,0 +1,1 @@
+"""One adapter for each family of models, and how the one that fits is found."""

@@ -1,0 +1,1 @@
+"""Models as people hold them: wrappers, compiled graphs, offloaded weights, gradient checkpoints."""

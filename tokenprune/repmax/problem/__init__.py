@@ -1,0 +1,1 @@
+"""The RepMax problem: distances, objective, relaxation, and what equal points allow."""

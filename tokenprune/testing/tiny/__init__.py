@@ -1,0 +1,1 @@
+"""A small random model of every family."""
