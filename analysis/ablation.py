@@ -12,8 +12,10 @@ import numpy.typing as npt
 from tokenprune.analysis.variants import Variant
 from tokenprune.core.budget import Keep
 from tokenprune.evaluate.batches import resampling_units
+from tokenprune.evaluate.cell_files import read_cells
 from tokenprune.evaluate.cells import DENSE, Cell
 from tokenprune.evaluate.methods import show_budget
+from tokenprune.evaluate.metrics import METRIC, METRIC_VERSION
 from tokenprune.evaluate.run_folder import RunFolder
 from tokenprune.evaluate.samples import Sample, check_samples, samples_digest
 from tokenprune.evaluate.significance import corrected, paired_p_value
@@ -173,7 +175,7 @@ def run_ablation(
 
     Raises:
         ValueError: before any work, when a variant does not fit the model, a label occurs twice in a factor, or the run
-            folder cannot be written.
+            folder cannot be written, a cell in it is damaged, or another process is at work in it.
     """
     from tokenprune.evaluate.comparison import Silent
     from tokenprune.evaluate.runner import Runner
@@ -185,11 +187,11 @@ def run_ablation(
     runner.check([cell.strategy for cell, _ in cells if cell.strategy is not None])
     config = _configuration(loaded, samples, data, cells, variants, keep, batch_size, max_new_tokens)
     need = len(cells) * len(samples) * 2400 + 4 * 2**20
-    folder = RunFolder.open(out, "analyze-ablation", config, fresh=fresh, need_bytes=need)
-    reused = sum(folder.has_cell(cell.id) for cell, _ in cells)
-    with suppress(KeyboardInterrupt):  # the finished cells are on disk; report what there is
-        _run_missing(runner, folder, cells, progress or Silent())
-    contents = {cell.id: folder.read_cell(cell.id) for cell, _ in cells if folder.has_cell(cell.id)}
+    with RunFolder.open(out, "analyze-ablation", config, fresh=fresh, need_bytes=need) as folder:
+        reused = len(read_cells(folder, [cell.id for cell, _ in cells], samples))  # damaged ones are found before work
+        with suppress(KeyboardInterrupt):  # the finished cells are on disk; report what there is
+            _run_missing(runner, folder, cells, progress or Silent())
+        contents = read_cells(folder, [cell.id for cell, _ in cells], samples)
     units = resampling_units(samples, runner.names)
     rows, dense = _summarise(variants, members, contents, samples, units)
     return AblationReport(
@@ -255,6 +257,8 @@ def _configuration(
         "analysis": "ablation",
         "model": {"name": loaded.name, "digest": loaded.digest},
         "data": {"name": data, "samples": len(samples), "digest": samples_digest(samples)},
+        "metric": METRIC,
+        "metric_version": METRIC_VERSION,
         "keep": keep,
         "cells": [[cell.id, repr(cell.strategy), None if v is None else v.positions] for cell, v in cells],
         "variants": [[v.factor, v.label, v.text, v.reference] for v in variants],

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tokenprune.cli.outcome import Outcome
     from tokenprune.core.strategy import PruningStrategy
     from tokenprune.evaluate.loading import LoadedModel
+    from tokenprune.evaluate.samples import Sample
 
 ANALYSES = {
     "ablation": "TrimTokenator part by part: each left out, swapped or replaced, at one budget",
@@ -29,6 +31,9 @@ ANALYSES = {
     "redundancy": "visual against text tokens: cosines, near-duplicates, rank",
     "spatial": "where kept tokens stand: heat map, row and column bias, recall of objects",
 }
+
+_ANSWERED = ("ablation", "cases", "damage", "gap")
+"""Analyses that judge answers."""
 
 _EPILOG = """\
 examples:   tokenprune analyze alignment
@@ -58,6 +63,9 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
         "with options (default: a few of each kind)",
     )
     parser.add_argument("--data", metavar="FOLDER", help="a data set as for compare (default: the bundled scenes)")
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="--data may name images outside of its folder (default: refused)"
+    )
     parser.add_argument(
         "--count", type=int, metavar="N", help="number of images (default: 60 scenes, or all of --data)"
     )
@@ -113,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     from tokenprune.core.text import parse
     from tokenprune.evaluate.extras import need
     from tokenprune.evaluate.figures import STYLE
+    from tokenprune.evaluate.lock import locked
     from tokenprune.evaluate.methods import parse_budget
 
     for name in ("count", "cases", "seeds", "batch_size", "max_new_tokens"):
@@ -133,20 +142,39 @@ def run(args: argparse.Namespace) -> int:
     for package in ("matplotlib", "statsmodels", "jinja2"):  # before any work
         need(package)
     strategies = [parse(text) for text in args.strategy or ()]
+    samples = _own_samples(args)
     args.out.expanduser().mkdir(parents=True, exist_ok=True)  # before any work
     loaded = load_model(args)
-    with need("matplotlib").rc_context(STYLE):
-        outcome = _outcome(args, loaded, strategies)
     option = "-layers" if args.layers else "-letterbox" if args.letterbox else ""
-    name = f"analyze-{args.what}{option}"
-    folder = outcome.folder or args.out.expanduser() / name
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, args, loaded, outcome)
+    own = args.out.expanduser() / f"analyze-{args.what}{option}"
+    with ExitStack() as stack:
+        if args.what != "ablation":  # which has a run folder, named after its configuration
+            stack.enter_context(locked(own))
+        with need("matplotlib").rc_context(STYLE):
+            outcome = _outcome(args, loaded, strategies, samples)
+        folder = outcome.folder or own
+        if outcome.folder is not None:
+            stack.enter_context(locked(folder, inside=True))
+        _write(folder, args, loaded, outcome)
     _print(folder, outcome)
     return 0 if outcome.complete else 130
 
 
-def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Sequence[PruningStrategy]") -> "Outcome":
+def _own_samples(args: argparse.Namespace) -> "list[Sample] | None":
+    """The samples of --data, checked; None for the bundled scenes."""
+    if args.data is None:
+        return None
+    from tokenprune.evaluate.folder import read_folder
+
+    return read_folder(Path(args.data).expanduser(), count=args.count, allow_outside=args.allow_outside)
+
+
+def _outcome(
+    args: argparse.Namespace,
+    loaded: "LoadedModel",
+    strategies: "Sequence[PruningStrategy]",
+    samples: "Sequence[Sample] | None",
+) -> "Outcome":
     from tokenprune.cli.ablation import ablation
     from tokenprune.cli.analyses import RUN, default_strategies
     from tokenprune.cli.answer_analyses import damage, read_request
@@ -164,13 +192,16 @@ def _outcome(args: argparse.Namespace, loaded: "LoadedModel", strategies: "Seque
     }
     if args.layers or (args.what in on_model and args.what != "redundancy"):
         analyse, count = on_model[args.what]
-        return analyse(read_request(args, loaded, strategies, count))
+        return analyse(read_request(args, loaded, strategies, count, samples))
     used = strategies or default_strategies(args.what)
-    return RUN[args.what](_watched(_images(args, loaded, used)), used, args.tau)
+    return RUN[args.what](_watched(_images(args, loaded, used, samples)), used, args.tau)
 
 
 def _images(
-    args: argparse.Namespace, loaded: "LoadedModel", strategies: "Sequence[PruningStrategy]"
+    args: argparse.Namespace,
+    loaded: "LoadedModel",
+    strategies: "Sequence[PruningStrategy]",
+    samples: "Sequence[Sample] | None",
 ) -> "Iterator[AnalysedImage]":
     from tokenprune.analysis import bundled_images, stream_images
     from tokenprune.analysis.images import DEFAULT_COUNT
@@ -190,11 +221,8 @@ def _images(
     want = {signal for strategy in strategies for signal in strategy.needs}
     swap = args.what in ("alignment", "information")
     fallback = 30 if args.what == "information" else DEFAULT_COUNT  # its estimates take a second per image
-    if args.data is None:
+    if samples is None:
         return bundled_images(loaded, args.count or fallback, swap=swap, want=want, letterbox=args.letterbox)
-    from tokenprune.evaluate.folder import read_folder
-
-    samples = read_folder(Path(args.data).expanduser(), count=args.count)
     questions = list(dict.fromkeys(sample.question for sample in samples))
     others = {}
     if swap and len(questions) > 1:  # the next different question of the data set takes the place of the own one
@@ -213,6 +241,7 @@ def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcom
     from tokenprune.cli.outcome import write_outcome
     from tokenprune.evaluate.environment import git_state, package_versions
     from tokenprune.evaluate.manifest import shell_line
+    from tokenprune.evaluate.metrics import METRIC, METRIC_VERSION
     from tokenprune.evaluate.run_folder import write_atomically
 
     facts = {
@@ -223,6 +252,7 @@ def _write(folder: Path, args: argparse.Namespace, loaded: "LoadedModel", outcom
         "attention": loaded.attention,
         "device": loaded.device,
         "data": args.data or "bundled scenes",
+        "metric": f"{METRIC}, version {METRIC_VERSION}" if args.what in _ANSWERED else None,
         "images": outcome.images,
         "strategies": list(outcome.strategies),
         "letterbox": args.letterbox if args.what == "spatial" else None,

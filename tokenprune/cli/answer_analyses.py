@@ -46,21 +46,21 @@ class Request:
 
 
 def read_request(
-    args: argparse.Namespace, loaded: LoadedModel, strategies: Sequence[PruningStrategy], count: int
+    args: argparse.Namespace,
+    loaded: LoadedModel,
+    strategies: Sequence[PruningStrategy],
+    count: int,
+    samples: Sequence[Sample] | None,
 ) -> Request:
-    """The data set that the options ask for; `count` bundled scenes unless told otherwise."""
-    from pathlib import Path
-
-    from tokenprune.evaluate.folder import read_folder
+    """What the options ask for: these samples, or for None `count` bundled scenes unless --count says otherwise."""
     from tokenprune.evaluate.scenes import bundled_samples, second_questions
 
     second: dict[str, tuple[str, Sequence[str]]] = {}
-    if args.data is None:
+    if samples is None:
         number = args.count or count
         samples = bundled_samples(number)
         second.update(second_questions(number))
     else:
-        samples = read_folder(Path(args.data).expanduser(), count=args.count)
         second = questions_about_the_same(samples)
     return Request(loaded=loaded, samples=samples, second=second, strategies=strategies, args=args, watch=_bar)
 

@@ -67,6 +67,9 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
     )
     what.add_argument("--data", metavar="FOLDER", help="a data set (default: the bundled scenes)")
     what.add_argument(
+        "--allow-outside", action="store_true", help="--data may name images outside of its folder (default: refused)"
+    )
+    what.add_argument(
         "--count", type=int, metavar="N", help="number of questions (default: 400 bundled ones, or all of --data)"
     )
     what.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions per batch (default 16)")
@@ -115,7 +118,7 @@ def samples_of(args: argparse.Namespace) -> "tuple[str, list[Sample]]":
 
     if args.data is None:
         return BUNDLED_DATA, bundled_samples(args.count or DEFAULT_COUNT)
-    return args.data, read_folder(Path(args.data).expanduser(), count=args.count)
+    return args.data, read_folder(Path(args.data).expanduser(), count=args.count, allow_outside=args.allow_outside)
 
 
 def run(args: argparse.Namespace) -> int:

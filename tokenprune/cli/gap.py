@@ -5,10 +5,12 @@ import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenprune.cli.options import make_console
+from tokenprune.cli.token_files import check_files, claimed, read_tokens
 from tokenprune.core.budget import Keep, check_keep, keep_count
 from tokenprune.core.tokens import Tokens
 
@@ -60,7 +62,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write."""
-    from tokenprune.repmax import measure_gap
+    from tokenprune.repmax import token_cloud
 
     keeps = [parse_keep(text) for text in args.keep.split(",")]
     distances = [text.strip() for text in args.distance.split(",")]
@@ -70,15 +72,33 @@ def run(args: argparse.Namespace) -> int:
     if args.images < 1:
         raise ValueError(f"--images must be 1 or more, got {args.images}")
     methods = [_method(text) for text in args.strategy]
+
+    def check(n: int) -> None:
+        for keep in keeps:
+            _count(keep, n)
+
+    if args.synthetic and args.tokens:
+        raise ValueError("give TOKENS or --synthetic, not both")
+    if args.synthetic:
+        check(len(token_cloud(args.synthetic, args.size, args.width, seed=args.seed)))
+    check_files(args.tokens, args.images, check)
+    with claimed(args.out):
+        return _measure(args, keeps, distances, methods)
+
+
+def _measure(
+    args: argparse.Namespace, keeps: Sequence[Keep], distances: Sequence[str], methods: Sequence["Method"]
+) -> int:
+    """Solve, print, write; nobody else writes into the folder."""
+    from tokenprune.repmax import measure_gap
+
     console = make_console()
     rows: list[GapRow] = []
     for name, image in _images(args, methods):
         tokens = image.visual if isinstance(image, Tokens) else image
         for distance in distances:
             for keep in keeps:
-                k = keep_count(keep, len(tokens))
-                if not 2 <= k < len(tokens):
-                    raise ValueError(f"--keep {keep} of {len(tokens)} tokens is {k}; it must be 2 to {len(tokens) - 1}")
+                k = _count(keep, len(tokens))
                 rows += measure_gap(
                     tokens,
                     k,
@@ -90,13 +110,20 @@ def run(args: argparse.Namespace) -> int:
                 )
         done = [row for row in rows if row.method == "exact"]
         console.print(f"{name}: {sum(row.proved for row in done)} of {len(done)} optima proved so far", highlight=False)
-    args.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, args.out / "gap.csv")
     draw(rows, args.out / "gap.png", source=_source(args))
     _write_manifest(rows, args)
     console.print(_table(rows))
     console.print(f"wrote gap.csv, gap.png and report.html in {args.out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _count(keep: Keep, n: int) -> int:
+    """Tokens that a budget keeps of n, at least two and not all."""
+    k = keep_count(keep, n)
+    if not 2 <= k < n:
+        raise ValueError(f"--keep {keep} of {n} tokens is {k}; it must be 2 to {n - 1}")
+    return k
 
 
 def parse_keep(text: str) -> Keep:
@@ -151,16 +178,13 @@ def _source(args: argparse.Namespace) -> str:
 
 def _images(args: argparse.Namespace, methods: Sequence["Method"] = ()) -> Iterator[tuple[str, Any]]:
     """Names of the images that the arguments ask for, and `Tokens` from a model or an array (n, d) from elsewhere."""
-    if args.synthetic and args.tokens:
-        raise ValueError("give TOKENS or --synthetic, not both")
     if args.synthetic:
         from tokenprune.repmax import token_cloud
 
         for seed in range(args.seed, args.seed + args.images):
             yield f"{args.synthetic}-{seed}", token_cloud(args.synthetic, args.size, args.width, seed=seed)
     elif args.tokens:
-        found = (image for path in args.tokens for image in read_tokens(path))
-        yield from (image for _, image in zip(range(args.images), found, strict=False))
+        yield from islice((image for path in args.tokens for image in read_tokens(path)), args.images)
     else:
         from transformers.utils import logging
 
@@ -172,33 +196,6 @@ def _images(args: argparse.Namespace, methods: Sequence["Method"] = ()) -> Itera
         want = {signal for strategy in strategies for signal in strategy.needs}
         for image in bundled_images(load(), args.images, seed=args.seed, want=want):
             yield image.id, image.tokens
-
-
-def read_tokens(path: Path) -> Iterator[tuple[str, Any]]:
-    """The images in a .npy or .safetensors file; a three-dimensional array holds one image per entry.
-
-    Raises:
-        ValueError: when the file does not exist or holds something else.
-    """
-    if not path.is_file():
-        raise ValueError(f"the file {path} does not exist")
-    if path.suffix == ".npy":
-        import numpy as np
-
-        arrays: dict[str, Any] = {path.stem: np.load(path, allow_pickle=False)}
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        arrays = load_file(path)
-    else:
-        raise ValueError(f"{path}: tokens must be a .npy or .safetensors file")
-    for name, array in arrays.items():
-        if array.ndim == 2:
-            yield name, array
-        elif array.ndim == 3:
-            yield from ((f"{name}[{place}]", image) for place, image in enumerate(array))
-        else:
-            raise ValueError(f"{path}: {name} has shape {tuple(array.shape)}; tokens are (n, d) or (b, n, d)")
 
 
 def write_csv(rows: Iterable["GapRow"], path: Path) -> None:

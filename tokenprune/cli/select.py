@@ -1,6 +1,7 @@
 """`tokenprune select`: one image, one question, one strategy; what is kept and what it does to the answer."""
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="picture to write (default: IMAGE's name with .kept.png)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="--out may be a file that is there (default: refused)")
     add_model_options(parser)
 
 
@@ -39,12 +41,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"the image {args.image} does not exist")
     open_image(args.image)
     strategy = parse(args.strategy)
-    out = args.out or args.image.with_suffix(".kept.png")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: the folder {out.parent} does not exist")
+    out = output_file(args.image, args.out, overwrite=args.overwrite)
     sample = Sample(id="image", images=(args.image,), question=args.question, answers=("",))
     loaded = load_model(args)
     from tokenprune.evaluate.kept_tokens import draw_kept
+    from tokenprune.evaluate.run_folder import write_atomically
     from tokenprune.evaluate.runner import Runner
 
     runner = Runner(loaded, [sample], 1, max_new_tokens=args.max_new_tokens, positions=position_policy(args))
@@ -56,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     picture = draw_kept(runner, sample, kept, merged=strategy.yields == "merged")
     from PIL import Image
 
-    Image.fromarray(picture).save(out)
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format=Image.registered_extensions()[out.suffix.lower()])
+    write_atomically(out, stream.getvalue())
     console = make_console()
     share = kept["tokens_out"] / kept["tokens_in"]
     summary = [
@@ -71,6 +74,58 @@ def run(args: argparse.Namespace) -> int:
     for line in summary:
         console.print(line, markup=False, soft_wrap=True)
     return 0
+
+
+def output_file(image: Path, out: Path | None, *, overwrite: bool) -> Path:
+    """Give the file to write, after checking that it can be written and destroys nothing.
+
+    Args:
+        image: the picture that is read.
+        out: the file that was asked for; None for the picture's name with `.kept.png`, which is replaced when this
+            command ran before.
+        overwrite: whether `out` may be there already; the picture itself never is overwritten.
+
+    Raises:
+        ValueError: names the file and the way out.
+    """
+    file = out or image.with_suffix(".kept.png")
+    if not file.parent.is_dir():
+        raise ValueError(f"--out {file}: the folder {file.parent} does not exist")
+    if file.is_dir():
+        raise ValueError(f"--out {file} is a folder; name a file in it")
+    if file.exists() and file.samefile(image):
+        raise ValueError(f"--out {file} is the image itself; choose another name")
+    if out is None:
+        _check_stem(image, file)
+    elif file.exists() and not overwrite:
+        raise ValueError(f"--out {file} exists; choose another name, or give --overwrite")
+    _check_extension(file)
+    return file
+
+
+def _check_stem(image: Path, file: Path) -> None:
+    """Raise when another picture of the folder would be drawn into the same file."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    for other in sorted(image.parent.iterdir()):
+        if other.stem == image.stem and other.suffix.lower() in known and not other.samefile(image):
+            raise ValueError(
+                f"{other.name} and {image.name} would both be drawn into {file.name}; choose a name with --out"
+            )
+
+
+def _check_extension(file: Path) -> None:
+    """Raise unless Pillow writes pictures with this extension; tried, because some formats only read."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), format=known[file.suffix.lower()])
+    except Exception as error:
+        raise ValueError(
+            f"--out {file}: no picture can be written with the extension {file.suffix!r}; use .png, .jpg or .webp"
+        ) from error
 
 
 def _brief(indices: list[int], most: int = 24) -> str:

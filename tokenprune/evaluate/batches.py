@@ -49,7 +49,16 @@ def chat_prompt(processor: Any, question: str, images: int) -> str:  # noqa: ANN
         processor: the model's processor.
         question: the text.
         images: number of images before it.
+
+    Raises:
+        ValueError: when the question holds the text at which this processor puts an image.
     """
+    placeholder = getattr(processor, "image_token", None)
+    if isinstance(placeholder, str) and placeholder and placeholder in question:
+        raise ValueError(
+            f"the question {question!r} holds {placeholder!r}, at which the processor puts an image; images come "
+            "before the question by themselves, so take it out"
+        )
     if getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None):
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
         turn = [{"role": "user", "content": content}]

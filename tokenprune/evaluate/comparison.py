@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenprune.evaluate.batches import resampling_units
+from tokenprune.evaluate.cell_files import read_cells, read_sessions, read_vision
 from tokenprune.evaluate.cells import Cell, on_layer_average
 from tokenprune.evaluate.environment import load_average
 from tokenprune.evaluate.export import export
@@ -105,8 +106,8 @@ def compare(
         command: a shell line that does the same again, for the manifest.
 
     Raises:
-        ValueError: before any work, when a strategy does not fit the model, the samples are not sound, or the run
-            folder cannot be written.
+        ValueError: before any work, when a strategy does not fit the model, the samples are not sound, the run folder
+            cannot be written, a file in it is damaged, or another process is at work in it.
         ImportError: before any work, when a package of the `eval` extra is missing.
     """
     for package in EVAL_PACKAGES:
@@ -122,18 +123,34 @@ def compare(
     config = configuration(settings, loaded, data, samples)
     model_name, data_name = Path(loaded.name).name, Path(data).name
     name = _slug(data_name if data_name.startswith(model_name) else f"{model_name}-{data_name}")
-    folder = RunFolder.open(out, name, config, fresh=fresh, need_bytes=_expected_bytes(len(cells), samples))
-    reused = sum(folder.has_cell(cell.id) for cell in cells)
+    need_bytes = _expected_bytes(len(cells), samples)
+    with RunFolder.open(out, name, config, fresh=fresh, need_bytes=need_bytes) as folder:
+        return _compare(folder, runner, cells, config, figures=figures, progress=progress or Silent(), command=command)
+
+
+def _compare(
+    folder: RunFolder,
+    runner: Runner,
+    cells: Sequence[Cell],
+    config: Mapping[str, Any],
+    *,
+    figures: bool,
+    progress: Progress,
+    command: str,
+) -> Comparison:
+    """Run what is missing and write tables, figures and the report; nobody else is at work in the folder."""
+    samples = runner.samples
+    reused = len(read_cells(folder, [cell.id for cell in cells], samples))  # damaged ones are found before any work
+    read_vision(folder)
+    sessions = read_sessions(folder)
     started = _now()
     with suppress(KeyboardInterrupt):  # the finished cells are on disk; report what there is
-        _run_missing(runner, folder, cells, progress or Silent())
-    contents = {cell.id: folder.read_cell(cell.id) for cell in cells if folder.has_cell(cell.id)}
-    vision = folder.read_json("vision.json").get("batches", [])
+        _run_missing(runner, folder, cells, progress)
+    contents = read_cells(folder, [cell.id for cell in cells], samples)
+    vision = read_vision(folder)
     rows = summarise(cells, contents, samples, resampling_units(samples, runner.names), vision)
     session = {"started": started, "ended": _now(), "cells_run": len(contents) - reused, "load_average": load_average()}
-    report = run_report(
-        config, cells, contents, rows, samples, sessions=[*folder.read_json("run.json").get("sessions", []), session]
-    )
+    report = run_report(config, cells, contents, rows, samples, sessions=[*sessions, session])
     folder.write_json("run.json", report)
     export(folder, cells, contents, samples, rows, config)
     line = footer(report)
@@ -199,7 +216,9 @@ def _manifest(folder: Path, rows: Sequence[Row], report: Mapping[str, Any], line
         command=command,
         configuration={**config, "versions": report["versions"], "git": report["git"]},
         findings=findings(rows),
-        summaries=(results_summary(rows, metric=config["metric"]), kinds_summary(rows)) if rows else (),
+        summaries=(results_summary(rows, metric=f"{config['metric']} v{config['metric_version']}"), kinds_summary(rows))
+        if rows
+        else (),
         tables=(Item(file="results.csv", title="Results, all digits", note="Shares from 0 to 1; milliseconds."),),
         figures=tuple(item for item in pictures if (folder / item.file).is_file()),
         galleries=tuple(item for item in galleries if (folder / item.file).is_file()),

@@ -6,7 +6,10 @@ from typing import Any
 from tokenprune.core.signals import CLIP_TEXT, TEXT, FromDecoder, FromInputs, FromStates
 from tokenprune.core.strategy import PruningStrategy
 
-CONDITIONS = ("metric", "model", "data", "device", "attention", "dtype", "batch_size", "max_new_tokens")
+CONDITIONS = (
+    *("metric", "metric_version", "model", "data", "device"),
+    *("attention", "dtype", "batch_size", "max_new_tokens"),
+)
 """Columns of results.csv that say under which conditions a row was measured; equal in all rows of one run."""
 
 

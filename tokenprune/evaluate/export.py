@@ -9,6 +9,7 @@ from typing import Any
 from tokenprune.evaluate.cells import Cell
 from tokenprune.evaluate.contract import CONDITIONS, conditions
 from tokenprune.evaluate.extras import need
+from tokenprune.evaluate.metrics import METRIC, METRIC_VERSION
 from tokenprune.evaluate.run_folder import RunFolder, write_atomically
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.statistics import agreement
@@ -37,6 +38,8 @@ def samples_jsonl(cells: Sequence[Cell], contents: Mapping[str, Mapping[str, Any
                 "answer": record["answer"],
                 "references": list(sample.answers),
                 "correct": correct,
+                "metric": METRIC,
+                "metric_version": METRIC_VERSION,
                 "agrees_with_dense": agrees,
                 "output_tokens": record["output_tokens"],
             }

@@ -8,6 +8,7 @@ from typing import Any
 from tokenprune.evaluate.overlay import Pixels
 from tokenprune.evaluate.page import Card, Picture, Slide, Word
 from tokenprune.evaluate.run_folder import write_atomically
+from tokenprune.strict_json import Check, check_fields, inside, is_number, is_text, list_of, read_json_object
 
 
 def jpeg(pixels: Pixels, alt: str, *, quality: int = 82) -> Picture:
@@ -63,30 +64,47 @@ def read_gallery(folder: Path, file: str) -> list[Slide]:
         ValueError: when the file or one of its pictures is missing or damaged.
     """
     try:
-        content = json.loads((folder / file).read_text(encoding="utf-8"))
-        return [
-            Slide(
-                title=slide["title"],
-                lines=tuple(slide["lines"]),
-                cards=tuple(_card(folder, card) for card in slide["cards"]),
-            )
-            for slide in content["slides"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = read_json_object(inside(folder, file))
+        check_fields(content, {"slides": _is_list}, where="the gallery")
+        return [_slide(folder, slide) for slide in content["slides"]]
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder / file} cannot be read ({error}); run the command again") from None
 
 
-def _card(folder: Path, entry: dict[str, Any]) -> Card:
+def _slide(folder: Path, entry: object) -> Slide:
+    fields: dict[str, Check] = {"title": is_text, "lines": list_of(is_text), "cards": _is_list}
+    slide = check_fields(entry, fields, where="a slide")
+    cards = tuple(_card(folder, card) for card in slide["cards"])
+    return Slide(title=slide["title"], lines=tuple(slide["lines"]), cards=cards)
+
+
+def _card(folder: Path, entry: object) -> Card:
+    fields: dict[str, Check] = {"title": is_text, "lines": list_of(is_text), "words": list_of(_is_word)}
+    fields |= {"tone": lambda value: value in ("", "good", "bad"), "mark": is_text}
+    card = check_fields(entry, fields, optional={"picture": is_text}, where="a card")
     picture = None
-    if "picture" in entry:
-        path = folder / entry["picture"]
-        picture = Picture(data=path.read_bytes(), alt=entry["alt"], kind=path.suffix.lstrip("."))
-    words = tuple(Word(text=text, probability=p, changed=changed) for text, p, changed in entry["words"])
+    if "picture" in card:
+        check_fields(card, {"alt": is_text}, where="a card")
+        path = inside(folder, card["picture"])
+        picture = Picture(data=path.read_bytes(), alt=card["alt"], kind=path.suffix.lstrip("."))
+    words = tuple(Word(text=text, probability=p, changed=changed) for text, p, changed in card["words"])
     return Card(
-        title=entry["title"],
+        title=card["title"],
         picture=picture,
         words=words,
-        lines=tuple(entry["lines"]),
-        tone=entry["tone"],
-        mark=entry["mark"],
+        lines=tuple(card["lines"]),
+        tone=card["tone"],
+        mark=card["mark"],
     )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def _is_word(value: Any) -> bool:  # noqa: ANN401
+    """Whether it is a text, its probability (or none) and whether it changed."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    text, probability, changed = value
+    return is_text(text) and (probability is None or is_number(probability)) and isinstance(changed, bool)

@@ -10,6 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from tokenprune.evaluate.run_folder import write_atomically
+from tokenprune.strict_json import (
+    Check,
+    check_fields,
+    inside,
+    is_count,
+    is_text,
+    list_of,
+    read_json_object,
+    shorten,
+)
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -125,22 +135,50 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST}; give a folder that tokenprune compare, analyze or gap has written"
         )
     try:
-        content = dict(json.loads(file.read_text(encoding="utf-8")))
-        version = content.pop("manifest_version", None)
-        if version != VERSION:
-            raise ValueError(f"its version is {version!r}, this program reads {VERSION}")
-        items = {name: tuple(Item(**item) for item in content[name]) for name in _LISTS}
-        summaries = tuple(
-            Summary(
-                title=one["title"],
-                columns=tuple(one["columns"]),
-                rows=tuple(tuple(row) for row in one["rows"]),
-                note=one["note"],
-                strong=tuple(one["strong"]),
-            )
-            for one in content["summaries"]
-        )
-        content |= {"findings": tuple(content["findings"]), "summaries": summaries, **items}
-        return Manifest(**content)
-    except (ValueError, TypeError, KeyError) as error:
+        return _manifest(folder, read_json_object(file))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{file} cannot be read ({error}); run the command again") from None
+
+
+def _manifest(folder: Path, content: dict[str, Any]) -> Manifest:
+    """The manifest, every part checked for its kind and every file for lying in the folder."""
+    version = content.pop("manifest_version", None)
+    if version != VERSION or isinstance(version, bool):
+        raise ValueError(f"its version is {shorten(version)}, this program reads {VERSION}")
+    fields: dict[str, Check] = dict.fromkeys(("kind", "title", "command", "conditions"), is_text)
+    fields |= {"configuration": _is_configuration, "findings": list_of(is_text)}
+    check_fields(content, fields | dict.fromkeys((*_LISTS, "summaries"), _is_list), where="the manifest")
+    items = {name: tuple(_item(folder, entry, name) for entry in content[name]) for name in _LISTS}
+    summaries = tuple(_summary(entry) for entry in content["summaries"])
+    # Names that are not known are refused by the class.
+    return Manifest(**{**content, **items, "findings": tuple(content["findings"]), "summaries": summaries})
+
+
+def _item(folder: Path, entry: object, where: str) -> Item:
+    found = check_fields(entry, dict.fromkeys(("file", "title", "note"), is_text), where=where)
+    inside(folder, found["file"])
+    return Item(**found)
+
+
+def _summary(entry: object) -> Summary:
+    fields: dict[str, Check] = {"title": is_text, "note": is_text, "columns": list_of(is_text)}
+    fields |= {"rows": list_of(list_of(is_text)), "strong": list_of(is_count)}
+    found = check_fields(entry, fields, where="summaries")
+    if any(len(row) != len(found["columns"]) for row in found["rows"]):
+        raise ValueError(f"summaries: {found['title']!r} has a row that does not fit its columns")
+    rows = tuple(tuple(row) for row in found["rows"])
+    return Summary(**{**found, "columns": tuple(found["columns"]), "rows": rows, "strong": tuple(found["strong"])})
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def _is_configuration(value: Any) -> bool:  # noqa: ANN401
+    """Whether it is an object whose versions and commit, which the report prints on their own, are what it expects."""
+    if not isinstance(value, dict) or not isinstance(value.get("versions", {}), dict):
+        return False
+    git = value.get("git")
+    return git is None or (
+        isinstance(git, dict) and is_text(git.get("commit")) and isinstance(git.get("changed"), bool)
+    )

@@ -79,7 +79,8 @@ def run_report(
             for row in rows
             if row.is_fixed
         },
-        "metric": f"{config['metric']} after lower-casing, stripping punctuation at word ends, collapsing white space",
+        "metric": f"{config['metric']}, version {config['metric_version']}: after lower-casing, stripping punctuation "
+        "without a meaning at word ends, collapsing white space (tokenprune.evaluate.normalise)",
         "position_policy": policies,
         "text_source": {row.method: row.text_source for row in rows if not row.is_dense},
         "text_source_meaning": _TEXT_SOURCE,
@@ -108,7 +109,8 @@ def footer(report: Mapping[str, Any]) -> str:
     )
     return (
         f"{config['model']['name']} on {config['data']['name']}: n = {report['samples']} questions, "
-        f"{report['resampling']['units']} images, {config['metric']}; positions {'/'.join(report['position_policy'])}; "
+        f"{report['resampling']['units']} images, {config['metric']} v{config['metric_version']}; "
+        f"positions {'/'.join(report['position_policy'])}; "
         f"text source: {text_sources(report['text_source'])}; {config['attention']} attention, {config['dtype']}, "
         f"{config['device_name']}, "
         f"{config['threads']} thread{'s' if config['threads'] > 1 else ''}, batch {config['batch_size']}{limits}"

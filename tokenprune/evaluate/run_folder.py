@@ -6,9 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from tokenprune.evaluate.lock import Lock
+from tokenprune.strict_json import read_json_object
 
 SCHEMA_VERSION = 1
 """Raised whenever a file in the run folder changes its form; part of the folder's name, so forms never mix."""
@@ -48,15 +51,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 class RunFolder:
     """A folder `<parent>/<name>-<hash of the configuration>`.
 
-    Use `RunFolder.open`, which checks that the folder belongs to the configuration and can be written.
+    Use `RunFolder.open`, which checks that the folder belongs to the configuration and can be written, and locks it
+    until `close` or the end of a `with` block.
 
     Attributes:
         path: the folder.
         config: what the run depends on, as plain JSON values.
+        lock: keeps other processes out; None for a folder that is only read.
     """
 
     path: Path
     config: Mapping[str, Any]
+    lock: Lock | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -72,34 +78,56 @@ class RunFolder:
             need_bytes: how much the run is about to write; less free space is an error now, not later.
 
         Raises:
-            ValueError: when the folder cannot be written, space is short, or it belongs to another configuration.
+            ValueError: when the folder cannot be written, space is short, it belongs to another configuration, or
+                another process is at work in it.
         """
         full = {"schema_version": SCHEMA_VERSION, **config}
         path = parent / f"{name}-{config_hash(full)}"
-        folder = cls(path, full)
+        lock = None
         try:
-            folder.cells.mkdir(parents=True, exist_ok=True)
-            config_file = path / "config.json"
-            if config_file.exists() and config_file.read_text(encoding="utf-8") != canonical(full):
+            (path / "cells").mkdir(parents=True, exist_ok=True)
+            lock = Lock(path / ".lock", what=path)
+            folder = cls(path, full, lock)
+            folder._begin(fresh=fresh, need_bytes=need_bytes)
+        except BaseException as error:
+            if lock is not None:
+                lock.release()
+            if isinstance(error, OSError):
                 raise ValueError(
-                    f"{config_file} is not the configuration that this folder is named after (changed by hand, or of "
-                    "another schema version); move the folder away or choose another --out"
-                )
-            write_atomically(config_file, canonical(full).encode())
-        except OSError as error:
+                    f"cannot write the run folder {path}: {error.strerror or error}; choose another --out"
+                ) from error
+            raise
+        return folder
+
+    def _begin(self, *, fresh: bool, need_bytes: int) -> None:
+        """Check and write the configuration, check the free space, throw old cells away."""
+        config_file, content = self.path / "config.json", canonical(self.config).encode()
+        if config_file.exists() and config_file.read_bytes() != content:
             raise ValueError(
-                f"cannot write the run folder {path}: {error.strerror or error}; choose another --out"
-            ) from error
-        free = shutil.disk_usage(path).free
+                f"{config_file} is not the configuration that this folder is named after (changed by hand, or of "
+                "another schema version); move the folder away or choose another --out"
+            )
+        write_atomically(config_file, content)
+        free = shutil.disk_usage(self.path).free
         if free < need_bytes:
             raise ValueError(
-                f"the run needs about {need_bytes / 2**20:.0f} MiB but {path} has {free / 2**20:.0f} MiB free; "
+                f"the run needs about {need_bytes / 2**20:.0f} MiB but {self.path} has {free / 2**20:.0f} MiB free; "
                 "make room or choose another --out"
             )
         if fresh:
-            for file in folder.cells.glob("*.json"):
+            for file in self.cells.glob("*.json"):
                 file.unlink()
-        return folder
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def cells(self) -> Path:
@@ -121,12 +149,7 @@ class RunFolder:
         Raises:
             ValueError: when its file is damaged.
         """
-        file = self.cells / f"{cell_id}.json"
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); delete it and run again") from None
-        return dict(content)
+        return _read(self.cells / f"{cell_id}.json")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, such as run.json."""
@@ -139,9 +162,11 @@ class RunFolder:
             ValueError: when the file is damaged.
         """
         file = self.path / name
-        if not file.is_file():
-            return {}
-        try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); delete it and run again") from None
+        return _read(file) if file.is_file() else {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it and run again") from None

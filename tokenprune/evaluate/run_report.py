@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenprune.evaluate.galleries import read_gallery
 from tokenprune.evaluate.html import render
-from tokenprune.evaluate.manifest import Item, Manifest, read_manifest
+from tokenprune.evaluate.manifest import MANIFEST, Item, Manifest, read_manifest
 from tokenprune.evaluate.page import Card, Figure, Gallery, Page, Picture, Section, Slide, Table
 from tokenprune.evaluate.run_folder import write_atomically
 
@@ -24,9 +24,13 @@ def write_report(folder: Path) -> Path:
         ValueError: when the manifest or a file that it names cannot be read.
         ImportError: says what to install when jinja2 is missing.
     """
-    page = page_of(folder, read_manifest(folder))
+    manifest = read_manifest(folder)
+    try:
+        text = render(page_of(folder, manifest))
+    except ValueError as error:
+        raise ValueError(f"no report can be made of {folder / MANIFEST}: {error}") from error
     path = folder / REPORT
-    write_atomically(path, render(page).encode())
+    write_atomically(path, text.encode())
     return path
 
 
@@ -92,7 +96,7 @@ def _table(folder: Path, item: Item) -> Table:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"cannot read {path} ({error}), which the manifest names; run again") from None
     cut = f" The first {LONGEST} of {len(rows)} rows; the file has them all." if len(rows) > LONGEST else ""
     return Table(

@@ -1,16 +1,20 @@
 """`Sample`: one question about one or more images, with the answers that count as right."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:
-    from PIL import Image
+from tokenprune.evaluate.images import ImageSource, image_digest, open_image
 
-ImageSource: TypeAlias = "Path | Image.Image"
-"""A picture on disk, opened when needed, or one in memory."""
+__all__ = ["ImageSource", "Sample", "check_samples", "image_digest", "open_image", "samples_digest"]
+
+_PLACEHOLDERS = re.compile(
+    r"<image>|<video>|<image_soft_token>|<(?:start|end)_of_image>|<\|(?:image|video)_pad\|>|<\|vision_(?:start|end|pad)\|>"
+    r"|<IMG_CONTEXT>|\[IMG(?:_BREAK|_END)?\]|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>"
+)
+"""What processors put images at, over all families; in a question it would take the place of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,8 @@ class Sample:
         kind: a group for accuracy by kind; "" where the data set has none.
 
     Raises:
-        ValueError: when there is no image, no answer, or the question is empty.
+        ValueError: when there is no image, no answer, the question is empty, or it holds a placeholder such as
+            "<image>": images come before the question by themselves.
     """
 
     id: str
@@ -38,44 +43,18 @@ class Sample:
         for name in ("id", "question"):
             if not getattr(self, name).strip():
                 raise ValueError(f"Sample {self.id!r}: {name} is empty; every sample needs one")
+        found = _PLACEHOLDERS.search(self.question)
+        if found is not None:
+            raise ValueError(
+                f"Sample {self.id!r}: the question holds {found[0]!r}, at which processors put an image; images come "
+                "before the question by themselves, so take it out"
+            )
         if not self.images:
             raise ValueError(
                 f"Sample {self.id!r}: images is empty; visual tokens are what is pruned, so give one or more"
             )
         if not self.answers:
             raise ValueError(f"Sample {self.id!r}: answers is empty; give at least one right answer")
-
-
-def open_image(source: ImageSource) -> "Image.Image":
-    """The picture, fully decoded, as RGB.
-
-    Args:
-        source: a path or a picture in memory.
-
-    Raises:
-        ValueError: when the file cannot be opened or decoded; the message names it.
-    """
-    from PIL import Image
-
-    try:
-        if not isinstance(source, Path):
-            return source.convert("RGB")
-        with Image.open(source) as image:
-            return image.convert("RGB")
-    # Pillow reports broken files through many classes: OSError, SyntaxError (PNG), DecompressionBombError.
-    except Exception as error:
-        raise ValueError(f"cannot read the image {source}: {error}; replace the file or take its line out") from error
-
-
-def image_digest(source: ImageSource) -> str:
-    """SHA-256 of a picture's file, or of its pixels when it is in memory: equal pictures are encoded only once."""
-    digest = hashlib.sha256()
-    if isinstance(source, Path):
-        digest.update(source.read_bytes())
-    else:
-        digest.update(f"{source.mode} {source.size} ".encode())
-        digest.update(source.tobytes())
-    return digest.hexdigest()
 
 
 def check_samples(samples: Sequence[Sample], *, source: str) -> None:

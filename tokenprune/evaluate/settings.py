@@ -14,7 +14,7 @@ from tokenprune.evaluate.cells import Cell, make_cells
 from tokenprune.evaluate.environment import device_name, foreign_sources, package_versions, source_digest
 from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.methods import CONTROLS, DEFAULT_BUDGETS, DEFAULT_METHODS, Method
-from tokenprune.evaluate.metrics import METRIC
+from tokenprune.evaluate.metrics import METRIC, METRIC_VERSION
 from tokenprune.evaluate.samples import Sample, samples_digest
 
 DEFAULT_BATCH_SIZE = 16
@@ -92,6 +92,7 @@ def configuration(settings: Settings, loaded: LoadedModel, data: str, samples: S
         **({"clip": loaded.clip_digest} if loaded.clip_digest else {}),
         "data": {"name": data, "samples": len(samples), "digest": samples_digest(samples)},
         "metric": METRIC,
+        "metric_version": METRIC_VERSION,
         "methods": [method.text for method in settings.all_methods],
         "budgets": list(settings.budgets),
         "budget": settings.budget,

@@ -1,7 +1,8 @@
 """Certificates: how far a given set is at most from the best one, with evidence that anyone can check."""
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal, get_args
 
@@ -52,6 +53,8 @@ class Certificate:
         z: (n,) point of tangency, None for "exact".
         u: (n,) diagonal shift, or None.
         tree: the search tree for "exact", else empty.
+        digest: SHA-256 of all of the above as `certify` made it, by which `verify` finds changes that nothing else can
+            show, for example of `seconds`; "" for a certificate made by hand.
     """
 
     indices: Indices
@@ -66,6 +69,7 @@ class Certificate:
     z: Array | None = None
     u: Array | None = None
     tree: tuple[Record, ...] = ()
+    digest: str = ""
 
     @property
     def k(self) -> int:
@@ -100,11 +104,14 @@ class Certificate:
         """What is wrong with the certificate, in words; empty when it holds."""
         try:
             return self._problems(x, quality)
-        except (TypeError, ValueError, IndexError) as error:
-            return [str(error)]
+        except Exception as error:  # whatever the evidence is made of: it does not prove anything
+            return [str(error) or type(error).__name__]
 
     def _problems(self, x: Features, quality: Quality | None) -> list[str]:
         owner = "Certificate.verify"
+        malformed = self._malformed(owner)
+        if malformed:
+            return malformed
         if (quality is not None) != self.with_quality:
             return [f"{owner}: made {'with' if self.with_quality else 'without'} quality; pass the same to verify"]
         if len(x) != self.n:
@@ -124,6 +131,38 @@ class Certificate:
         if not self.value <= self.upper_bound:
             found.append(f"{owner}: value {self.value!r} exceeds upper_bound {self.upper_bound!r}")
         return found
+
+    def _malformed(self, owner: str) -> list[str]:
+        """What can be seen without the tokens: wrong kinds of values, and evidence that is not that of the effort."""
+        numbers = {name: getattr(self, name) for name in ("value", "upper_bound", "random_value", "seconds", "n")}
+        found = [
+            f"{owner}: {name} must be a number, not {number!r}"
+            for name, number in numbers.items()
+            if isinstance(number, bool) or not isinstance(number, (int, float, np.integer, np.floating))
+        ]
+        if found:
+            return found
+        if not (math.isfinite(self.seconds) and self.seconds >= 0):
+            found.append(f"{owner}: seconds is {self.seconds!r}")
+        if not (isinstance(self.tree, tuple) and isinstance(self.digest, str)):
+            found.append(f"{owner}: tree must be a tuple and digest a text")
+        if self.effort not in get_args(Effort) or not isinstance(self.with_quality, bool):
+            found.append(f"{owner}: effort is {self.effort!r}, with_quality is {self.with_quality!r}")
+        searched = self.effort == "exact" and self.k not in (0, self.n)
+        if searched != (self.z is None) or searched != bool(self.tree) or (searched and self.u is not None):
+            found.append(f"{owner}: the evidence is not that of effort {self.effort!r}")
+        elif self.effort == "tangent" and not np.array_equal(np.asarray(self.z), self._at_set()):
+            found.append(f"{owner}: z is not the set, at which effort 'tangent' takes its tangent")
+        if self.digest:
+            from tokenprune.repmax.serialise import content_digest
+
+            if content_digest(self) != self.digest:
+                found.append(f"{owner}: something was changed after the certificate was made (digest)")
+        return found
+
+    def _at_set(self) -> Array:
+        """(n,) 1.0 at the points of the set, else 0.0."""
+        return np.isin(np.arange(self.n), self.indices).astype(np.float64)
 
     def _recomputed_bound(self, problem: Problem) -> float:
         if problem.k in (0, problem.n):
@@ -154,7 +193,11 @@ class Certificate:
 
     @staticmethod
     def load(path: str | PathLike[str]) -> "Certificate":
-        """Read what `save` wrote. Nothing in it is trusted: call `verify`."""
+        """Read what `save` wrote. Nothing in it is trusted: call `verify`.
+
+        Raises:
+            ValueError: when the file is no certificate, is cut or damaged, or was changed after it was written.
+        """
         from tokenprune.repmax.serialise import load_certificate
 
         return load_certificate(path)
@@ -206,7 +249,7 @@ def certify(
     problem = prepare(x, chosen.size, distance=distance, quality=quality, owner="certify")
     bound, z, u, tree = _evidence(problem, chosen, effort, time_limit)
     value = problem.total(chosen)
-    return Certificate(
+    made = Certificate(
         indices=chosen,
         value=value / problem.pairs,
         upper_bound=max(value, bound) / problem.pairs,
@@ -220,6 +263,9 @@ def certify(
         u=u,
         tree=tree,
     )
+    from tokenprune.repmax.serialise import content_digest
+
+    return replace(made, digest=content_digest(made))
 
 
 _Evidence = tuple[float, Array | None, Array | None, tuple[Record, ...]]

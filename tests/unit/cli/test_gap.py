@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tokenprune.cli.gap import _method, parse_keep, percent, read_tokens
+from tokenprune.cli.gap import _method, parse_keep, percent
 from tokenprune.cli.main import main
+from tokenprune.cli.token_files import read_tokens
 from tokenprune.repmax import GapRow, exact_repmax, greedy_repmax, measure_gap, token_cloud
 
 CLOUDS = np.stack([token_cloud("clusters", 48, 8, seed=seed) for seed in range(2)])

@@ -15,6 +15,7 @@ from tokenprune.evaluate.environment import (
     source_digest,
     usable_cores,
 )
+from tokenprune.evaluate.lock import Lock
 from tokenprune.evaluate.run_folder import write_atomically
 
 Row = dict[str, Any]
@@ -24,7 +25,8 @@ class ResultsFile:
     """Rows of one benchmark, told apart by some of their columns.
 
     Beside `name.csv` stands `name.json`: machine, versions, commit. Every row carries the first digits of the commit
-    and of the digest of the package's source; rows measured by other code are never taken over.
+    and of the digest of the package's source; rows measured by other code are never taken over. Until `close`, or the
+    end of the process, no other process can use the file.
 
     Args:
         path: of the CSV file; its folder is made when missing.
@@ -32,7 +34,8 @@ class ResultsFile:
         fresh: find only rows that are added from now on; others stay in the file until they are measured again.
 
     Raises:
-        ValueError: when the file cannot be read or written.
+        ValueError: when the file cannot be read or written, holds something else than such rows, or another process
+            uses it.
     """
 
     def __init__(self, path: Path, keys: Sequence[str], *, fresh: bool = False) -> None:
@@ -41,7 +44,8 @@ class ResultsFile:
         self.stamp = {"code": source_digest()[:12], "commit": _commit()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.rows: list[Row] = read_rows(path) if path.is_file() else []
+            self._lock = Lock(path.with_name(f".{path.name}.lock"), what=path)
+            self.rows: list[Row] = read_rows(path, self.keys) if path.is_file() else []
             self._old = len(self.rows) if fresh else 0
             self._write()
         except OSError as error:
@@ -84,6 +88,10 @@ class ResultsFile:
         }
         write_atomically(self.path.with_suffix(".json"), (json.dumps(content, indent=2) + "\n").encode())
 
+    def close(self) -> None:
+        """Let other processes use the file."""
+        self._lock.release()
+
     def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         out = io.StringIO()
@@ -94,9 +102,29 @@ class ResultsFile:
         write_atomically(self.path, out.getvalue().encode())
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file, values as text."""
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+def read_rows(path: Path, keys: Sequence[str] = ()) -> list[Row]:
+    """Read the rows of a CSV file, values as text.
+
+    Args:
+        path: of the file.
+        keys: columns that it must have, unless it is empty.
+
+    Raises:
+        ValueError: names the file when it is no CSV file with these columns.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        rows = list(reader)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}); move it away or choose another --out") from None
+    columns = list(reader.fieldnames or [])
+    missing = [name for name in keys if columns and name not in columns]
+    # Cells beyond the columns are under the name None, cells that lack have the value None.
+    ragged = any(None in row or None in row.values() for row in rows)
+    if missing or ragged or len(set(columns)) != len(columns):
+        reason = f"it has no column {missing[0]!r}" if missing else "its rows do not fit its columns"
+        raise ValueError(f"{path} holds no such measurements ({reason}); move it away or choose another --out")
+    return rows
 
 
 def _commit() -> str:
