@@ -4,9 +4,9 @@ Modules that need transformers are imported by their own names: `tokenprune.eval
 """
 
 from tokenprune.evaluate.folder import read_folder
-from tokenprune.evaluate.manifest import Item, Manifest, Summary, read_manifest
 from tokenprune.evaluate.methods import Method
 from tokenprune.evaluate.metrics import exact_match, normalise
+from tokenprune.evaluate.report import Report, Shown, read_report, write_report
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.scenes import bundled_samples
 from tokenprune.evaluate.significance import McNemar, corrected, mcnemar, paired_p_value
@@ -14,12 +14,11 @@ from tokenprune.evaluate.statistics import Interval, mean_interval, paired_diffe
 
 __all__ = [
     "Interval",
-    "Item",
-    "Manifest",
     "McNemar",
     "Method",
+    "Report",
     "Sample",
-    "Summary",
+    "Shown",
     "bundled_samples",
     "corrected",
     "exact_match",
@@ -29,5 +28,6 @@ __all__ = [
     "paired_difference",
     "paired_p_value",
     "read_folder",
-    "read_manifest",
+    "read_report",
+    "write_report",
 ]

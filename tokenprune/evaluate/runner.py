@@ -109,22 +109,22 @@ class Runner:
         for number, batch in enumerate(self.batches):
             warm = number > 0
             if len(self.batches) == 1:
-                self.run_batch(batch, cell.strategy)
+                self.run_batch(batch, cell.strategy, cell.positions)
                 warm = True
-            answers, seconds = self.run_batch(batch, cell.strategy)
+            answers, seconds = self.run_batch(batch, cell.strategy, cell.positions)
             records.extend(answers)
             times.append({"samples": len(batch.samples), "counted": warm, **seconds})
             progress()
         return {
             "cell": cell.id,
             "strategy": None if cell.strategy is None else repr(cell.strategy),
-            "positions": self._policy(cell.strategy),
+            "positions": self._policy(cell),
             "samples": records,
             "batches": times,
         }
 
     def run_batch(
-        self, batch: Batch, strategy: PruningStrategy | None
+        self, batch: Batch, strategy: PruningStrategy | None, positions: Positions | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
         """One batch: an answer and the kept tokens per sample, and the seconds of each stage."""
         tower = None if strategy is None else make_plan(strategy).tower
@@ -134,7 +134,7 @@ class Runner:
             self._ids(batch),
             features,
             strategy,
-            positions=self.positions,
+            positions=positions or self.positions,
             max_new_tokens=self.max_new_tokens,
         )
         new = ran.new.cpu()
@@ -152,8 +152,9 @@ class Runner:
         seconds = {"selection": ran.selection, "prefill": ran.prefill, "decode": ran.decode}
         return records, seconds if seeing is None else {"vision": seeing, **seconds}
 
-    def _policy(self, strategy: PruningStrategy | None) -> Positions:
-        return self.positions or ("compact" if strategy is None else strategy.place.positions)
+    def _policy(self, cell: Cell) -> Positions:
+        own = cell.positions or self.positions
+        return own or ("compact" if cell.strategy is None else cell.strategy.place.positions)
 
     def _ids(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {name: value.to(self.device) for name, value in batch.inputs.items()}

@@ -212,7 +212,7 @@ def test_another_configuration_gets_another_folder(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_run_missing", stop)
+    monkeypatch.setattr(module, "run_missing", stop)
     other = again(loaded, samples, whole.folder.parent, settings=tiny_settings(**change))
     assert other.folder != whole.folder
     assert other.rows == ()
@@ -225,7 +225,7 @@ def test_resuming_after_an_interruption_gives_the_uninterrupted_result(
     first = again(loaded, samples, tmp_path, progress=StopAfter(3 + 3 * 4 + 2))
     assert not first.complete
     assert first.finished == 4
-    assert first.report["status"] == "interrupted"
+    assert first.facts["status"] == "interrupted"
     assert [row.method for row in first.rows] == ["dense", "random", "uniform_grid"]
     assert (first.folder / "samples.jsonl").is_file()
     before = {file.name: file.read_bytes() for file in (first.folder / "cells").iterdir()}
@@ -235,7 +235,7 @@ def test_resuming_after_an_interruption_gives_the_uninterrupted_result(
     assert second.folder == first.folder
     assert second.complete
     assert second.reused == 4
-    assert len(second.report["sessions"]) == 2
+    assert len(second.facts["sessions"]) == 2
     for name, content in before.items():
         assert (second.folder / "cells" / name).read_bytes() == content
     assert numbers(second) == numbers(whole)

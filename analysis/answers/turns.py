@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenprune.analysis.diagnostics import jaccard
 from tokenprune.analysis.intervals import show
+from tokenprune.analysis.tokens.diagnostics import jaccard
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.statistics import Interval, mean_interval, paired_difference
@@ -92,7 +92,7 @@ def analyse_turns(
     Raises:
         ValueError: when a sample has no second question, there is no strategy, or one acts inside the language model.
     """
-    from tokenprune.analysis.cross_scoring import check_strategies
+    from tokenprune.analysis.tokens.cross_scoring import check_strategies
     from tokenprune.evaluate.answers import answer, ask_again, ask_batches, signals_of
     from tokenprune.models import select_tokens
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Int
 
+from tokenprune.analysis.answers.within import within_correlation
 from tokenprune.analysis.intervals import show
-from tokenprune.analysis.within import within_correlation
 from tokenprune.core.budget import Keep, keep_count
 from tokenprune.core.selection import Selection
 from tokenprune.core.signals import IMAGE_KEY

@@ -1,6 +1,6 @@
 """The ablation runner: every variant on the same samples, cell by cell into a run folder, resumable."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenprune.analysis.variants import Variant
+from tokenprune.analysis.answers.variants import Variant
 from tokenprune.core.budget import Keep
 from tokenprune.evaluate.batches import resampling_units
 from tokenprune.evaluate.cell_files import read_cells
 from tokenprune.evaluate.cells import DENSE, Cell
 from tokenprune.evaluate.methods import show_budget
 from tokenprune.evaluate.metrics import METRIC, METRIC_VERSION
-from tokenprune.evaluate.run_folder import RunFolder
+from tokenprune.evaluate.run_folder import RunFolder, slug
 from tokenprune.evaluate.samples import Sample, check_samples, samples_digest
 from tokenprune.evaluate.significance import corrected, paired_p_value
 from tokenprune.evaluate.statistics import Interval, agreement, mean_interval, paired_difference
@@ -24,9 +24,8 @@ from tokenprune.evaluate.statistics import Interval, agreement, mean_interval, p
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tokenprune.evaluate.comparison import Progress
     from tokenprune.evaluate.loading import LoadedModel
-    from tokenprune.evaluate.runner import Runner
+    from tokenprune.evaluate.run_loop import Progress
 
 _RANDOM = "random"
 
@@ -177,21 +176,21 @@ def run_ablation(
         ValueError: before any work, when a variant does not fit the model, a label occurs twice in a factor, or the run
             folder cannot be written, a cell in it is damaged, or another process is at work in it.
     """
-    from tokenprune.evaluate.comparison import Silent
+    from tokenprune.evaluate.run_loop import Silent, run_missing
     from tokenprune.evaluate.runner import Runner
 
     check_samples(samples, source=data)
     _check_variants(variants)
     cells, members = _cells(variants, keep, seeds)
     runner = Runner(loaded, samples, batch_size, max_new_tokens=max_new_tokens)
-    runner.check([cell.strategy for cell, _ in cells if cell.strategy is not None])
+    runner.check([cell.strategy for cell in cells if cell.strategy is not None])
     config = _configuration(loaded, samples, data, cells, variants, keep, batch_size, max_new_tokens)
     need = len(cells) * len(samples) * 2400 + 4 * 2**20
     with RunFolder.open(out, "analyze-ablation", config, fresh=fresh, need_bytes=need) as folder:
-        reused = len(read_cells(folder, [cell.id for cell, _ in cells], samples))  # damaged ones are found before work
+        reused = len(read_cells(folder, [cell.id for cell in cells], samples))  # damaged ones are found before work
         with suppress(KeyboardInterrupt):  # the finished cells are on disk; report what there is
-            _run_missing(runner, folder, cells, progress or Silent())
-        contents = read_cells(folder, [cell.id for cell, _ in cells], samples)
+            run_missing(runner, folder, cells, progress or Silent())
+        contents = read_cells(folder, [cell.id for cell in cells], samples)
     units = resampling_units(samples, runner.names)
     rows, dense = _summarise(variants, members, contents, samples, units)
     return AblationReport(
@@ -206,9 +205,6 @@ def run_ablation(
     )
 
 
-_Cells = list[tuple[Cell, Variant | None]]
-
-
 def _check_variants(variants: Sequence[Variant]) -> None:
     if not variants:
         raise ValueError("run_ablation: variants is empty; give at least one, or ablation_variants(keep)")
@@ -220,9 +216,9 @@ def _check_variants(variants: Sequence[Variant]) -> None:
         seen.add(name)
 
 
-def _cells(variants: Sequence[Variant], keep: Keep, seeds: tuple[int, ...]) -> tuple[_Cells, list[list[str]]]:
+def _cells(variants: Sequence[Variant], keep: Keep, seeds: tuple[int, ...]) -> tuple[list[Cell], list[list[str]]]:
     """The cells, dense first, and for each variant the ids of its own."""
-    cells: _Cells = [(Cell(id="000-dense", method=DENSE), None)]
+    cells = [Cell(id="000-dense", method=DENSE)]
     known: dict[tuple[str, str | None], str] = {}
     members: list[list[str]] = []
     for variant in variants:
@@ -232,9 +228,9 @@ def _cells(variants: Sequence[Variant], keep: Keep, seeds: tuple[int, ...]) -> t
             policy = variant.positions or strategy.place.positions
             key = (repr(strategy), policy)
             if key not in known:
-                known[key] = f"{len(cells):03d}-{_slug(variant.text)}" + ("" if seed is None else f"-s{seed}")
+                known[key] = f"{len(cells):03d}-{slug(variant.text)}" + ("" if seed is None else f"-s{seed}")
                 cell = Cell(id=known[key], method=variant.label, keep=keep, seed=seed, strategy=strategy)
-                cells.append((cell, replace(variant, positions=policy)))
+                cells.append(replace(cell, positions=policy))
             own.append(known[key])
         members.append(own)
     return cells, members
@@ -244,7 +240,7 @@ def _configuration(
     loaded: "LoadedModel",
     samples: Sequence[Sample],
     data: str,
-    cells: _Cells,
+    cells: Sequence[Cell],
     variants: Sequence[Variant],
     keep: Keep,
     batch_size: int,
@@ -260,7 +256,7 @@ def _configuration(
         "metric": METRIC,
         "metric_version": METRIC_VERSION,
         "keep": keep,
-        "cells": [[cell.id, repr(cell.strategy), None if v is None else v.positions] for cell, v in cells],
+        "cells": [[cell.id, repr(cell.strategy), cell.positions] for cell in cells],
         "variants": [[v.factor, v.label, v.text, v.reference] for v in variants],
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -269,23 +265,6 @@ def _configuration(
         "attention": loaded.attention,
         "code": {"source": source_digest(), **{k: versions[k] for k in ("tokenprune", "torch", "transformers")}},
     }
-
-
-def _run_missing(runner: "Runner", folder: RunFolder, cells: _Cells, progress: "Progress") -> None:
-    missing = [entry for entry in cells if not folder.has_cell(entry[0].id)]
-    if not missing:
-        return
-    batches = -(-len(runner.samples) // runner.batch_size)
-    progress.start((len(cells) + 1) * batches, (len(cells) - len(missing)) * batches)
-    runner.prepare(_told(progress, "encoding pictures"))
-    for cell, variant in missing:
-        runner.positions = None if variant is None else variant.positions
-        content = runner.run(cell, _told(progress, cell.method))
-        folder.write_cell(cell.id, content)
-
-
-def _told(progress: "Progress", what: str) -> Callable[..., None]:
-    return lambda *_: progress.advance(1.0, what)
 
 
 def _summarise(
@@ -341,7 +320,3 @@ def _with_correction(rows: Sequence[AblationRow]) -> list[AblationRow]:
         for place, value in zip(places, corrected([rows[i].p_value or 0.0 for i in places]), strict=True):
             result[place] = replace(rows[place], p_corrected=value)
     return result
-
-
-def _slug(text: str) -> str:
-    return "-".join(filter(None, "".join(c if c.isalnum() or c in "._" else "-" for c in text).split("-")))[:48]

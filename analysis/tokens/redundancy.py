@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenprune.analysis.controls import Controls
 from tokenprune.analysis.images import AnalysedImage
-from tokenprune.analysis.intervals import over_images, summarise
+from tokenprune.analysis.intervals import over_images, show, summarise
+from tokenprune.analysis.measures import Watch, new_figure, numbers, styled, texts
 from tokenprune.analysis.spectrum import effective_rank, participation_ratio, unit_rows
+from tokenprune.analysis.tokens.controls import NO_CONTROLS, Controls
+from tokenprune.evaluate.report import Report, frame
 from tokenprune.evaluate.statistics import Interval
 
 if TYPE_CHECKING:
@@ -243,3 +245,43 @@ def _measure(x: Tensor, original: Tensor, tau: float) -> _Measured:
     )
     counts = np.histogram(pairs.clip(-1.0, 1.0), bins=BINS, range=(-1.0, 1.0))[0]
     return measured, counts / pairs.size
+
+
+@styled
+def redundancy(images: Iterable[AnalysedImage], *, tau: float = 0.9, watch: Watch = iter) -> Report:
+    """Compare the redundancy of visual and text tokens: cosines, near-duplicates, rank.
+
+    Args:
+        images: what is looked at.
+        tau: cosine from which on two tokens are near-duplicates, between -1 and 1.
+        watch: wraps the images, for a progress bar.
+    """
+    settings = (NO_CONTROLS, Controls(unit=False, centre=False), Controls())
+    reports = analyse_redundancy(watch(images), settings, tau=tau)
+    figure = new_figure(14, 4.2)
+    for ax, report in zip(figure.subplots(1, 3), reports, strict=True):
+        report.plot(ax)
+    shown = []
+    rows: list[Sequence[object]] = []
+    for report in reports:
+        sides = {"visual": report.visual, "text": report.text, "difference": report.difference}
+        body = [[name, *(show(side[name]) for side in sides.values())] for name in report.visual]
+        shown.append(texts(f"Redundancy, {report.controls.label} (tau {tau:g})", ("measure", *sides), body))
+        for side, means in sides.items():
+            rows.extend((report.controls.label, name, side, *numbers(mean)) for name, mean in means.items())
+    last = reports[-1]
+    found = [
+        f"{name.replace('_', ' ')}: visual {show(last.visual[name])}, text {show(last.text[name])}, difference "
+        f"{show(last.difference[name])}"
+        for name in ("mean_cosine", "neighbours", "rank_share")
+    ]
+    return Report(
+        title="Are visual tokens more redundant than text tokens?",
+        kind="analyze redundancy",
+        shown=shown,
+        tables={"redundancy": frame(("controls", "measure", "side", "value", "low", "high", "images"), rows)},
+        figures={"redundancy": figure},
+        notes={"redundancy.png": "Pairwise cosine within an image, confounders taken out from left to right."},
+        configuration={"images": len(last.ids), "strategies": [], "tau": tau},
+        findings=[f"With all confounders taken out ({last.controls.label}), {len(last.ids)} images:", *found],
+    )

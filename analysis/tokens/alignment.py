@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +13,27 @@ from torch import Tensor
 from tokenprune.alignment import MIAlignment
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import show, summarise
+from tokenprune.analysis.measures import COLOURS, Watch, long_table, means_table, new_figure, styled
 from tokenprune.analysis.rank_correlation import rank_correlation
-from tokenprune.analysis.score_parts import split_score
+from tokenprune.analysis.tokens.score_parts import split_score
+from tokenprune.core.strategy import PruningStrategy
+from tokenprune.core.text import parse
 from tokenprune.core.tokens import Tokens
+from tokenprune.evaluate.report import Report
 from tokenprune.evaluate.statistics import Interval
 from tokenprune.kernels import top_k
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+STAGE_ONE = (
+    "mi_alignment(keep=0.8)",
+    "mi_alignment(keep=0.8, text='question')",
+    "mi_alignment(keep=0.8, metric='cosine')",
+    "mi_alignment(keep=0.8, metric='cosine', reduce='max')",
+    "mi_alignment(keep=0.8, metric='cosine', reduce='max', text='question')",
+)
+"""The options of stage 1 that are compared when none are given."""
 _NAN = float("nan")
 _SHOWN = {
     "norm_share": "score variance from norms",
@@ -250,3 +263,61 @@ def _scores(scores: Tensor | None) -> Float[Tensor, " n"]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else _NAN
+
+
+@styled
+def alignment(
+    images: Iterable[AnalysedImage], strategies: Sequence[PruningStrategy] = (), *, watch: Watch = iter
+) -> Report:
+    """Does stage 1 read the question, or does it drop the largest norms?
+
+    Args:
+        images: with the same image under other questions, for what changes with the question.
+        strategies: mi_alignment(keep=...) with options.
+        watch: wraps the images, for a progress bar.
+
+    Raises:
+        ValueError: when a strategy is another one.
+    """
+    used = tuple(strategies) or tuple(parse(text) for text in STAGE_ONE)
+    stages = [strategy for strategy in used if isinstance(strategy, MIAlignment)]
+    if len(stages) < len(used):
+        wrong = next(strategy for strategy in used if not isinstance(strategy, MIAlignment))
+        raise ValueError(f"--strategy {wrong!r}: alignment looks at stage 1; give mi_alignment(keep=...) with options")
+    rest = iter(watch(images))
+    first = next(rest)  # drawn; all others are only measured
+    reports, names = analyse_alignment(chain([first], rest), stages), [repr(stage) for stage in stages]
+    columns = {
+        "norm_share": ("variance\nfrom norms", True),
+        "norm_correlation": ("rank corr.\nsmall norm", False),
+        "norm_overlap": ("dropped also\nby norm", True),
+        "question_change": ("dropped: changes\nwith question", True),
+        "question_change_kept": ("kept: changes\nwith question", True),
+        "object_dropped": ("dropped:\non objects", True),
+        "object_share": ("all tokens:\non objects", True),
+    }
+    figure = new_figure(13.5, 5.0)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    tokens, stage = first.tokens, stages[0]
+    if tokens.text is not None:
+        objects = first.on_object if first.objects else None
+        split_score(tokens.visual, tokens.text).plot(left, objects=objects, dropped=reports[0].images[0].dropped_share)
+        left.set_title(f"image {first.id}, default score, {stage!r}", loc="left", fontsize=8)
+    for place, report in enumerate(reports):
+        offset = 0.7 * (place / len(reports) - 0.5 + 0.5 / len(reports))
+        report.plot(right, colour=COLOURS[place % len(COLOURS)], offset=offset)
+    right.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13), fontsize=7, ncols=1)
+    findings = [f"{stage!r} ({len(reports[0].ids)} images):", *(f"  {text}" for text in reports[0].explanation)]
+    return Report(
+        title="Does stage 1 read the question?",
+        kind="analyze alignment",
+        shown=[means_table("Stage 1", names, [report.means for report in reports], columns)],
+        tables={"alignment": long_table(names, [report.means for report in reports])},
+        figures={"alignment": figure},
+        notes={
+            "alignment.png": "Left: the score of one image against its norm part; a line means that the norm decides. "
+            "Right: what is dropped, with 95% intervals over images; crosses: by chance."
+        },
+        findings=findings,
+        configuration={"images": len(reports[0].ids), "strategies": names},
+    )

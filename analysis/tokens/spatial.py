@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tokenprune.analysis.cross_scoring import check_strategies
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import summarise
+from tokenprune.analysis.measures import Watch, long_table, means_table, new_figure, styled
+from tokenprune.analysis.tokens.cross_scoring import check_strategies, default_selections
 from tokenprune.core.selection import Selection
 from tokenprune.core.strategy import PruningStrategy
+from tokenprune.evaluate.report import Report, frame
 from tokenprune.evaluate.statistics import Interval
 
 if TYPE_CHECKING:
@@ -206,3 +208,60 @@ def raster(image: AnalysedImage) -> tuple[int, int]:
             "analyses"
         )
     return image.tokens.grid
+
+
+@styled
+def spatial(
+    images: Iterable[AnalysedImage], strategies: Sequence[PruningStrategy] = (), *, watch: Watch = iter
+) -> Report:
+    """Show where kept tokens are: heat map, row and column bias, recall of objects.
+
+    Args:
+        images: what is looked at.
+        strategies: with their budgets; a few of each kind when there are none.
+        watch: wraps the images, for a progress bar.
+    """
+    used = tuple(strategies) or default_selections()
+    reports, names = analyse_spatial(watch(images), used), [repr(strategy) for strategy in used]
+    columns = {
+        "kept_share": ("kept", True),
+        "row_shift": ("row shift", False),
+        "column_shift": ("column shift", False),
+        "centre_ratio": ("distance to\ncentre, ratio", False),
+        "object_tokens": ("object tokens\nkept", True),
+        "object_lift": ("over chance", False),
+        "objects_hit": ("objects with\na token kept", True),
+    }
+    if reports[0].means["padding_share"].units:
+        columns |= {"padding_kept": ("of the kept:\nin padding", True), "padding_share": ("of all:\nin padding", True)}
+    across = min(3, len(reports))
+    down = -(-len(reports) // across)
+    figure = new_figure(4.4 * across, 3.7 * down)
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for ax, report in zip(axes, reports, strict=False):
+        report.plot(ax)
+    for ax in axes[len(reports) :]:
+        ax.set_axis_off()
+    heat = [
+        (repr(report.strategy), row, column, float(report.heat[row, column]))
+        for report in reports
+        for row in range(report.heat.shape[0])
+        for column in range(report.heat.shape[1])
+    ]
+    means = [report.means for report in reports]
+    bias = {
+        "row\nbias": [f"{report.row_bias:.3f}" for report in reports],
+        "column\nbias": [f"{report.column_bias:.3f}" for report in reports],
+    }
+    return Report(
+        title="Where do methods keep tokens?",
+        kind="analyze spatial",
+        shown=[means_table("Where tokens are kept", names, means, columns, more=bias)],
+        tables={
+            "spatial": long_table(names, means),
+            "heat": frame(("strategy", "row", "column", "share_of_images"), heat),
+        },
+        figures={"spatial": figure},
+        notes={"spatial.png": "How often each place is kept, relative to keeping everywhere alike (white)."},
+        configuration={"images": len(reports[0].ids), "strategies": names},
+    )

@@ -5,25 +5,31 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from tokenprune.analysis.measures import Watch, styled, texts
 from tokenprune.core.strategy import PruningStrategy
-from tokenprune.evaluate.galleries import jpeg
+from tokenprune.core.text import parse
 from tokenprune.evaluate.metrics import exact_match
-from tokenprune.evaluate.overlay import overlay, seen_picture
-from tokenprune.evaluate.page import Card, Picture, Slide, Word
+from tokenprune.evaluate.report import Report, frame
+from tokenprune.evaluate.report.pictures import overlay, seen_picture
+from tokenprune.evaluate.report.slides import Card, Picture, Slide, Word, jpeg
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.statistics import agreement
 
 if TYPE_CHECKING:
     from tokenprune.evaluate.loading import LoadedModel
-    from tokenprune.evaluate.overlay import Pixels
+    from tokenprune.evaluate.report.pictures import Pixels
 
 END = "\u23ce"
 """Shown for the token that ends an answer."""
+
+
+DEFAULT_STRATEGIES = ("random", "uniform_grid", "greedy_repmax", "trim_tokenator", "divprune", "fastv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,3 +256,105 @@ def _picture(seen: "Pixels | None", told: Told, side: int) -> Picture | None:
     kept = range(told.tokens_in) if told.kept is None else told.kept
     drawn = overlay(seen, sorted(kept), (rows, told.tokens_in // rows), merged=told.merged, side=side)
     return jpeg(drawn, f"{told.strategy}: {len(kept)} of {told.tokens_in} tokens kept")
+
+
+@styled
+def cases(
+    model: "LoadedModel",
+    samples: Sequence[Sample],
+    strategies: Sequence[PruningStrategy] = (),
+    *,
+    sample: Sequence[str] = (),
+    cases: int = 8,
+    max_new_tokens: int = 16,
+    watch: Watch = iter,
+) -> Report:
+    """Show what each method kept and what the model then said, word by word, on the most changed samples.
+
+    Args:
+        model: with its processor.
+        samples: the data set.
+        strategies: with their budgets; a few of each kind when there are none.
+        sample: ids of samples to show instead of the most changed.
+        cases: how many are shown.
+        max_new_tokens: length limit of an answer.
+        watch: wraps the samples, for a progress bar.
+
+    Raises:
+        ValueError: when there is no sample of an id.
+    """
+    used = tuple(strategies) or tuple(parse(name, keep=0.111) for name in DEFAULT_STRATEGIES)
+    chosen = list(samples)
+    if sample:
+        by_id = {one.id: one for one in samples}
+        unknown = [name for name in sample if name not in by_id]
+        if unknown:
+            some = ", ".join(list(by_id)[:3])
+            raise ValueError(f"--sample {unknown[0]}: no such id among {len(by_id)} samples, which begin with {some}")
+        chosen = [by_id[name] for name in sample]
+    studied = study_cases(model, chosen, used, max_new_tokens=max_new_tokens, watch=watch)
+    shown = studied if sample else most_changed(studied, cases)
+    names = [repr(strategy) for strategy in used]
+    header = ("sample", "question", "references", "strategy", "answer", "correct", "as_dense", "kept", "tokens_in")
+    columns = (*header, "mean_log_probability", "tokens", "probabilities")
+    return Report(
+        title="What pruning changed, answer by answer",
+        kind="analyze cases",
+        shown=[texts("Answers", ["Sample", "Question", "Reference", "dense", *names], map(_line, shown))],
+        tables={"cases": frame(columns, list(chain(*map(_rows, studied))))},
+        galleries={"cases": [case_slide(model, case) for case in shown]},
+        notes={
+            "cases": "Number after a word: its probability in percent, shaded the more the less sure. Underlined: not "
+            f"in the dense answer. ⏎ ends an answer. {_order(len(shown), len(studied), chosen=bool(sample))}",
+            "cases.csv": "All samples that ran, also those that are not shown.",
+        },
+        findings=[
+            f"{name}: another answer than dense on {sum(case.changed[place] for case in studied)} of {len(studied)} "
+            "samples."
+            for place, name in enumerate(names)
+        ],
+        configuration={
+            "images": len(studied),
+            "strategies": names,
+            "max_new_tokens": max_new_tokens,
+            "samples": [case.sample.id for case in shown],
+        },
+    )
+
+
+def _order(shown: int, ran: int, *, chosen: bool) -> str:
+    if chosen:
+        return "The samples were chosen by their ids."
+    return (
+        f"Shown: the {shown} of {ran} samples that changed most, by the number of other answers, then by the largest "
+        "shift of the mean log probability. They are the worst cases, not typical ones."
+    )
+
+
+def _line(case: Case) -> list[str]:
+    answers = [f"{one.answer or '(nothing)'}{' *' if changed else ''}" for one, changed in _told(case)]
+    return [case.sample.id, case.sample.question, case.sample.answers[0], *answers]
+
+
+def _told(case: Case) -> list[tuple[Told, bool]]:
+    return list(zip((case.dense, *case.told), (False, *case.changed), strict=True))
+
+
+def _rows(case: Case) -> list[Sequence[object]]:
+    return [
+        (
+            case.sample.id,
+            case.sample.question,
+            " | ".join(case.sample.answers),
+            one.strategy,
+            one.answer,
+            one.correct,
+            not changed,
+            one.tokens_in if one.kept is None else len(one.kept),
+            one.tokens_in,
+            one.log_probability,
+            " ".join(repr(token) for token in one.tokens),
+            " ".join(f"{p:.4f}" for p in one.probabilities),
+        )
+        for one, changed in _told(case)
+    ]

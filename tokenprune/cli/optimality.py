@@ -1,100 +1,128 @@
-"""`tokenprune gap`: how far greedy RepMax and its relatives are from the best possible set, with proof."""
+"""`tokenprune optimality`: how far greedy RepMax and its relatives are from the best possible set, with proof."""
 
-import argparse
-import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from tokenprune.cli.options import make_console
+from cyclopts import App, Parameter
+
+from tokenprune.cli.console import make_console
+from tokenprune.cli.options import JsonFlag, Texts, check_counts, command_line
 from tokenprune.cli.token_files import check_files, claimed, read_tokens
-from tokenprune.core.budget import Keep, check_keep, keep_count
+from tokenprune.core.budget import Keep, keep_count, parse_budget
 from tokenprune.core.tokens import Tokens
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from tokenprune.evaluate.methods import Method
+    from tokenprune.evaluate.report import Report
     from tokenprune.repmax import GapRow
     from tokenprune.repmax.distances import Distance
 
 DISTANCES = ("cosine", "euclidean", "sqeuclidean", "angular")
 TITLE = "Gap to the proved optimum or best bound"
 COLUMNS = ("Distance", "Kept", "Method", "Mean %", "Worst %", "Normalised %", "Own tangent %", "Proved", "ms")
+app = App(name="optimality")
 
 
-def add_parser(subparsers: Any) -> None:  # noqa: ANN401
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "gap",
-        help="measure how far greedy RepMax is from the proved optimum",
-        description="Select tokens with every RepMax method and compare with the proved optimum or bound. Writes "
-        "gap.csv and gap.png. Without TOKENS the visual tokens of the bundled model on its test scenes are used.",
-    )
-    parser.add_argument(
-        "tokens", nargs="*", type=Path, metavar="TOKENS", help=".npy or .safetensors with (n, d) or (b, n, d) tokens"
-    )
-    parser.add_argument(
-        "--keep", default="33.3%,22.2%,11.1%", metavar="LIST", help="budgets (default 33.3%%,22.2%%,11.1%%)"
-    )
-    parser.add_argument(
-        "--strategy",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="also this strategy, without its budget, e.g. divprune; repeatable. On files and synthetic tokens only "
-        "what needs nothing but the tokens",
-    )
-    parser.add_argument("--distance", default="cosine,euclidean", metavar="LIST", help="default: cosine,euclidean")
-    parser.add_argument("--images", type=int, default=10, metavar="N", help="at most so many images (default 10)")
-    parser.add_argument(
-        "--synthetic", metavar="KIND", help="a synthetic cloud instead: clusters, aniso, spatial, outliers, dups, ..."
-    )
-    parser.add_argument("--size", type=int, default=576, metavar="N", help="tokens of a synthetic cloud (default 576)")
-    parser.add_argument("--width", type=int, default=64, metavar="D", help="width of a synthetic cloud (default 64)")
-    parser.add_argument(
-        "--time-limit", type=float, default=10.0, metavar="S", help="seconds for each proof (default 10)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random subsets and clouds (default 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/gap"), metavar="FOLDER", help="default: runs/gap")
+@Parameter(name="*", group="What to measure")
+@dataclass(frozen=True, kw_only=True)
+class OptimalityOptions:
+    """Say what is measured.
+
+    Attributes:
+        keep: budgets, separated by commas.
+        strategy: also this strategy, without its budget, e.g. divprune; repeatable. On files and synthetic tokens only
+            what needs nothing but the tokens.
+        distance: separated by commas: cosine, euclidean, sqeuclidean, angular.
+        images: at most so many images.
+        synthetic: a synthetic cloud instead: clusters, aniso, spatial, outliers, dups, ...
+        size: tokens of a synthetic cloud.
+        width: width of a synthetic cloud.
+        time_limit: seconds for each proof.
+        seed: of random subsets and clouds.
+    """
+
+    keep: str = "33.3%,22.2%,11.1%"
+    strategy: Texts = ()
+    distance: str = "cosine,euclidean"
+    images: int = 10
+    synthetic: str | None = None
+    size: int = 576
+    width: int = 64
+    time_limit: float = 10.0
+    seed: int = 0
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure, print, write."""
+@app.default
+def optimality(
+    *tokens: Annotated[Path, Parameter(name="TOKENS")],
+    what: OptimalityOptions = OptimalityOptions(),
+    out: Annotated[Path, Parameter(group="Output")] = Path("runs/gap"),
+    json: JsonFlag = False,
+) -> int:
+    """Select tokens with every RepMax method and compare with the proved optimum or bound.
+
+    Writes gap.csv and gap.png. Without TOKENS the visual tokens of the bundled model on its test scenes are used.
+
+    Args:
+        tokens: .npy or .safetensors files with (n, d) or (b, n, d) tokens.
+        out: folder of the results.
+    """
     from tokenprune.repmax import token_cloud
 
-    keeps = [parse_keep(text) for text in args.keep.split(",")]
-    distances = [text.strip() for text in args.distance.split(",")]
+    keeps = [parse_budget(text) for text in what.keep.split(",")]
+    distances = [text.strip() for text in what.distance.split(",")]
     unknown = [text for text in distances if text not in DISTANCES]
     if unknown:
         raise ValueError(f"--distance must list some of {', '.join(DISTANCES)}, got {unknown[0]!r}")
-    if args.images < 1:
-        raise ValueError(f"--images must be 1 or more, got {args.images}")
-    methods = [_method(text) for text in args.strategy]
+    check_counts(images=what.images)
+    methods = [_method(text) for text in what.strategy]
 
     def check(n: int) -> None:
         for keep in keeps:
             _count(keep, n)
 
-    if args.synthetic and args.tokens:
+    if what.synthetic and tokens:
         raise ValueError("give TOKENS or --synthetic, not both")
-    if args.synthetic:
-        check(len(token_cloud(args.synthetic, args.size, args.width, seed=args.seed)))
-    check_files(args.tokens, args.images, check)
-    with claimed(args.out):
-        return _measure(args, keeps, distances, methods)
+    if what.synthetic:
+        check(len(token_cloud(cast("Any", what.synthetic), what.size, what.width, seed=what.seed)))
+    check_files(tokens, what.images, check)
+    with claimed(out):
+        rows = _measure(tokens, what, keeps, distances, methods, quiet=json)
+        report = report_of(rows, tokens, what)
+        report.write(out)
+    if json:
+        from tokenprune.cli.console import print_json
+
+        print_json(report, out)
+        return 0
+    console = make_console()
+    console.print(_table(rows))
+    console.print(f"wrote gap.csv, gap.png and report.html in {out}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def _measure(
-    args: argparse.Namespace, keeps: Sequence[Keep], distances: Sequence[str], methods: Sequence["Method"]
-) -> int:
-    """Solve, print, write; nobody else writes into the folder."""
+    files: Sequence[Path],
+    what: OptimalityOptions,
+    keeps: Sequence[Keep],
+    distances: Sequence[str],
+    methods: Sequence["Method"],
+    *,
+    quiet: bool,
+) -> "list[GapRow]":
+    """Solve every image at every budget and distance."""
     from tokenprune.repmax import measure_gap
 
     console = make_console()
     rows: list[GapRow] = []
-    for name, image in _images(args, methods):
+    for name, image in _images(files, what, methods):
         tokens = image.visual if isinstance(image, Tokens) else image
         for distance in distances:
             for keep in keeps:
@@ -103,19 +131,16 @@ def _measure(
                     tokens,
                     k,
                     distance=cast("Distance", distance),
-                    time_limit=args.time_limit,
+                    time_limit=what.time_limit,
                     image=name,
-                    seed=args.seed,
+                    seed=what.seed,
                     others={method.label: partial(_chosen, method, image, k) for method in methods},
                 )
         done = [row for row in rows if row.method == "exact"]
-        console.print(f"{name}: {sum(row.proved for row in done)} of {len(done)} optima proved so far", highlight=False)
-    write_csv(rows, args.out / "gap.csv")
-    draw(rows, args.out / "gap.png", source=_source(args))
-    _write_manifest(rows, args)
-    console.print(_table(rows))
-    console.print(f"wrote gap.csv, gap.png and report.html in {args.out}", highlight=False, soft_wrap=True)
-    return 0
+        if not quiet:
+            text = f"{name}: {sum(row.proved for row in done)} of {len(done)} optima proved so far"
+            console.print(text, highlight=False)
+    return rows
 
 
 def _count(keep: Keep, n: int) -> int:
@@ -124,21 +149,6 @@ def _count(keep: Keep, n: int) -> int:
     if not 2 <= k < n:
         raise ValueError(f"--keep {keep} of {n} tokens is {k}; it must be 2 to {n - 1}")
     return k
-
-
-def parse_keep(text: str) -> Keep:
-    """A budget as written on the command line: "64", "0.111" or "11.1%".
-
-    Examples:
-        >>> parse_keep("64"), parse_keep("0.25"), parse_keep("50%")
-        (64, 0.25, 0.5)
-    """
-    text = text.strip()
-    try:
-        value: Keep = float(text[:-1]) / 100 if text.endswith("%") else float(text) if "." in text else int(text)
-    except ValueError:
-        raise ValueError(f"--keep must list numbers of tokens or shares such as 64,0.25,11.1%; got {text!r}") from None
-    return check_keep(value, owner="tokenprune gap", parameter="--keep")
 
 
 def _method(text: str) -> "Method":
@@ -170,21 +180,23 @@ def _chosen(method: "Method", image: Any, k: int) -> list[int]:  # noqa: ANN401
     return kept
 
 
-def _source(args: argparse.Namespace) -> str:
-    if args.synthetic:
-        return f"synthetic tokens: {args.synthetic}, n = {args.size}, d = {args.width}"
-    return ", ".join(path.name for path in args.tokens) or "visual tokens of the bundled model, test scenes"
+def _source(files: Sequence[Path], what: OptimalityOptions) -> str:
+    if what.synthetic:
+        return f"synthetic tokens: {what.synthetic}, n = {what.size}, d = {what.width}"
+    return ", ".join(path.name for path in files) or "visual tokens of the bundled model, test scenes"
 
 
-def _images(args: argparse.Namespace, methods: Sequence["Method"] = ()) -> Iterator[tuple[str, Any]]:
+def _images(
+    files: Sequence[Path], what: OptimalityOptions, methods: Sequence["Method"] = ()
+) -> Iterator[tuple[str, Any]]:
     """Names of the images that the arguments ask for, and `Tokens` from a model or an array (n, d) from elsewhere."""
-    if args.synthetic:
+    if what.synthetic:
         from tokenprune.repmax import token_cloud
 
-        for seed in range(args.seed, args.seed + args.images):
-            yield f"{args.synthetic}-{seed}", token_cloud(args.synthetic, args.size, args.width, seed=seed)
-    elif args.tokens:
-        yield from islice((image for path in args.tokens for image in read_tokens(path)), args.images)
+        for seed in range(what.seed, what.seed + what.images):
+            yield f"{what.synthetic}-{seed}", token_cloud(cast("Any", what.synthetic), what.size, what.width, seed=seed)
+    elif files:
+        yield from islice((image for path in files for image in read_tokens(path)), what.images)
     else:
         from transformers.utils import logging
 
@@ -194,18 +206,8 @@ def _images(args: argparse.Namespace, methods: Sequence["Method"] = ()) -> Itera
         logging.disable_progress_bar()
         strategies = [method.strategy(keep=2) for method in methods]
         want = {signal for strategy in strategies for signal in strategy.needs}
-        for image in bundled_images(load(), args.images, seed=args.seed, want=want):
+        for image in bundled_images(load(), what.images, seed=what.seed, want=want):
             yield image.id, image.tokens
-
-
-def write_csv(rows: Iterable["GapRow"], path: Path) -> None:
-    """All rows with all digits."""
-    from tokenprune.repmax import GapRow
-
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(GapRow.columns())
-        writer.writerows([getattr(row, name) for name in GapRow.columns()] for row in rows)
 
 
 def grouped(rows: Sequence["GapRow"]) -> dict[tuple[str, int, str], list["GapRow"]]:
@@ -216,25 +218,26 @@ def grouped(rows: Sequence["GapRow"]) -> dict[tuple[str, int, str], list["GapRow
     return groups
 
 
-def _write_manifest(rows: Sequence["GapRow"], args: argparse.Namespace) -> None:
+def report_of(rows: Sequence["GapRow"], files: Sequence[Path], what: OptimalityOptions) -> "Report":
+    """Give the report of the rows, with all digits."""
     from tokenprune.evaluate.environment import git_state, package_versions
-    from tokenprune.evaluate.manifest import Item, Manifest, Summary, shell_line, write_manifest
-    from tokenprune.evaluate.run_report import write_report
+    from tokenprune.evaluate.report import Report, Shown, frame
+    from tokenprune.repmax import GapRow
 
-    options = ("keep", "strategy", "distance", "images", "synthetic", "size", "width", "time_limit", "seed")
-    configuration = {name: getattr(args, name) for name in options}
-    configuration |= {"tokens": [str(path) for path in args.tokens], "source": _source(args)}
-    manifest = Manifest(
-        kind="gap",
+    source = _source(files, what)
+    configuration = {**asdict(what), "tokens": [str(path) for path in files], "source": source}
+    columns = GapRow.columns()
+    return Report(
+        kind="optimality",
         title=TITLE,
-        command=shell_line(args.arguments),
+        shown=[Shown(title=TITLE, columns=COLUMNS, rows=tuple(tuple(row) for row in _table_rows(rows)))],
+        tables={"gap": frame(columns, [[getattr(row, name) for name in columns] for row in rows])},
+        figures={"gap": draw(rows, source=source)},
+        titles={"gap.csv": "Every method on every image", "gap.png": TITLE},
+        notes={"gap.csv": "Values, bounds, gaps and seconds.", "gap.png": "Means over images with their range."},
         configuration={**configuration, "versions": package_versions(), "git": git_state()},
-        summaries=(Summary(title=TITLE, columns=COLUMNS, rows=tuple(tuple(row) for row in _table_rows(rows))),),
-        tables=(Item(file="gap.csv", title="Every method on every image", note="Values, bounds, gaps and seconds."),),
-        figures=(Item(file="gap.png", title=TITLE, note="Means over images with their range."),),
+        command=command_line(),
     )
-    write_manifest(args.out, manifest)
-    write_report(args.out)
 
 
 def _table_rows(rows: Sequence["GapRow"]) -> Iterator[list[str]]:
@@ -280,7 +283,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f}"
 
 
-def draw(rows: Sequence["GapRow"], path: Path, *, source: str) -> None:
+def draw(rows: Sequence["GapRow"], *, source: str) -> "Figure":
     """One panel per distance: gap against kept tokens, a line per method, means with the range over images."""
     import numpy as np
 
@@ -302,7 +305,7 @@ def draw(rows: Sequence["GapRow"], path: Path, *, source: str) -> None:
     distances = list(dict.fromkeys(row.distance for row in rows))
     floor = 1e-6  # percent; what is at the floor is optimal to the solver's tolerance
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4 * len(distances) + 1.6, 4.2), layout="constrained")
+        figure = Figure(figsize=(4.4 * len(distances) + 1.6, 4.2), dpi=150, layout="constrained")
         panels = figure.subplots(1, len(distances), sharey=True, squeeze=False)[0]
         for panel, distance in zip(panels, distances, strict=True):
             budgets = sorted({row.k for row in rows if row.distance == distance})
@@ -349,4 +352,4 @@ def draw(rows: Sequence["GapRow"], path: Path, *, source: str) -> None:
             fontsize=7,
             color="#555555",
         )
-        figure.savefig(path, dpi=150)
+    return figure

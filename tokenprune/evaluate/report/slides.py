@@ -1,14 +1,68 @@
-"""Galleries in a run folder: a JSON file with the slides, and a folder of the same name with the pictures."""
+"""Slides to page through; in a run folder a JSON file, and a folder of the same name with their pictures."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenprune.evaluate.overlay import Pixels
-from tokenprune.evaluate.page import Card, Picture, Slide, Word
+from tokenprune.evaluate.report.pictures import Pixels
 from tokenprune.evaluate.run_folder import write_atomically
 from tokenprune.strict_json import Check, check_fields, inside, is_number, is_text, list_of, read_json_object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An encoded picture that goes into the page itself.
+
+    Attributes:
+        data: the file's content.
+        alt: what it shows, for readers who cannot see it.
+        kind: "png" or "jpeg".
+    """
+
+    data: bytes = field(repr=False)
+    alt: str
+    kind: str = "png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """One token of an answer; `probability` None where it was not measured, `changed` against the dense answer."""
+
+    text: str
+    probability: float | None = None
+    changed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One method's part of a slide.
+
+    Attributes:
+        title: for example the method.
+        picture: for example what it kept.
+        words: the answer, token by token.
+        lines: small print, for example the number of kept tokens.
+        tone: "good", "bad" or "": the colour of its edge.
+        mark: a word for the tone, so that colour is not the only sign.
+    """
+
+    title: str
+    picture: Picture | None = None
+    words: Sequence[Word] = ()
+    lines: Sequence[str] = ()
+    tone: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slide:
+    """One page of a gallery: one sample, say, with a card per method."""
+
+    title: str
+    cards: Sequence[Card]
+    lines: Sequence[str] = ()
 
 
 def jpeg(pixels: Pixels, alt: str, *, quality: int = 82) -> Picture:

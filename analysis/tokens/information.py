@@ -1,6 +1,6 @@
 """Mutual information estimated on its own, beside the alignment score that is named after it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,16 @@ from scipy.stats import binom
 from torch import Tensor
 
 from tokenprune.alignment import MIAlignment, alignment_score, top_k
-from tokenprune.analysis.alignment import text_of
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import show, summarise
+from tokenprune.analysis.measures import Watch, long_table, new_figure, styled, texts
 from tokenprune.analysis.rank_correlation import rank_correlation
-from tokenprune.analysis.score_parts import split_score
+from tokenprune.analysis.tokens.alignment import text_of
+from tokenprune.analysis.tokens.score_parts import split_score
+from tokenprune.core.strategy import PruningStrategy
+from tokenprune.core.text import parse
 from tokenprune.evaluate.extras import need
+from tokenprune.evaluate.report import Report
 from tokenprune.evaluate.statistics import Interval
 
 if TYPE_CHECKING:
@@ -290,3 +294,40 @@ def analyse_information(images: Iterable[AnalysedImage], strategy: MIAlignment) 
 def _bits(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     inside = np.clip(p, 1e-300, 1.0), np.clip(1.0 - p, 1e-300, 1.0)
     return np.asarray(-p * np.log2(inside[0]) - (1.0 - p) * np.log2(inside[1]))
+
+
+@styled
+def information(
+    images: Iterable[AnalysedImage], strategies: Sequence[PruningStrategy] = (), *, watch: Watch = iter
+) -> Report:
+    """Estimate mutual information on its own, and compare it with the alignment score.
+
+    Args:
+        images: with the same image under other questions.
+        strategies: one mi_alignment(keep=...).
+        watch: wraps the images, for a progress bar.
+
+    Raises:
+        ValueError: for several strategies or another one.
+    """
+    used = tuple(strategies) or (parse("mi_alignment(keep=0.8)"),)
+    stage = used[0]
+    if len(used) > 1 or not isinstance(stage, MIAlignment):
+        raise ValueError(f"--strategy {used[-1]!r}: information looks at one stage; give one mi_alignment(keep=...)")
+    report = analyse_information(watch(images), stage)
+    figure = new_figure(8.5, 3.6)
+    report.plot(figure.subplots())
+    body = [[name.replace("_", " "), show(mean)] for name, mean in report.means.items()]
+    return Report(
+        title="Is the alignment score mutual information?",
+        kind="analyze information",
+        shown=[texts("Estimated information", ("measure", "value"), body)],
+        tables={"information": long_table([repr(stage)], [report.means])},
+        figures={"information": figure},
+        notes={
+            "information.png": "Estimated from nearest neighbours; grey: the same estimate for a shuffled score, which "
+            "knows nothing."
+        },
+        findings=report.explanation,
+        configuration={"images": len(report.ids), "strategies": [repr(stage)]},
+    )

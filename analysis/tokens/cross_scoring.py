@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, overlap
 from tokenprune.analysis.images import AnalysedImage
 from tokenprune.analysis.intervals import summarise
+from tokenprune.analysis.measures import Watch, long_table, means_table, new_figure, styled
+from tokenprune.analysis.tokens.diagnostics import Overlap, SelectionDiagnostics, diagnose, overlap
 from tokenprune.core.places import InDecoder
 from tokenprune.core.selection import Selection
 from tokenprune.core.strategy import PruningStrategy
+from tokenprune.core.text import parse
+from tokenprune.evaluate.report import Report, frame
 from tokenprune.evaluate.statistics import Interval
 
 if TYPE_CHECKING:
@@ -108,3 +111,53 @@ def check_strategies(strategies: Sequence[PruningStrategy], *, owner: str) -> No
                 f"{owner}: {strategy!r} acts inside the language model, whose attention is not computed here; choose "
                 "strategies that act at the projector"
             )
+
+
+SELECTIONS = ("random", "uniform_grid", "mi_alignment", "greedy_repmax", "trim_tokenator", "divprune")
+
+
+def default_selections() -> tuple[PruningStrategy, ...]:
+    """Give a few strategies of each kind, for analyses that are not given any."""
+    return tuple(parse(name, keep=0.111) for name in SELECTIONS)
+
+
+@styled
+def diagnostics(
+    images: Iterable[AnalysedImage], strategies: Sequence[PruningStrategy] = (), *, watch: Watch = iter
+) -> Report:
+    """Score every method's kept set under every objective, and say how much the sets share.
+
+    Args:
+        images: what is looked at.
+        strategies: with their budgets; a few of each kind when there are none.
+        watch: wraps the images, for a progress bar.
+    """
+    used = tuple(strategies) or default_selections()
+    scores = cross_score(watch(images), used)
+    columns = {"kept": ("kept", False)}
+    columns |= {name: (head.replace(" ", "\n"), False) for name, (head, _) in OBJECTIVES.items()}
+    columns["distance_ratio"] = ("distance /\nrandom", False)
+    figure = new_figure(16, 1.8 + 0.5 * len(used))
+    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    scores.plot(left)
+    left.set_title("Every kept set under every objective", loc="left")
+    scores.overlap.plot(right)
+    right.set_title("Jaccard overlap of kept sets", loc="left")
+    right.set_yticks([])
+    names = list(scores.overlap.names)
+    matrix = [[name, *map(float, row)] for name, row in zip(names, scores.overlap.jaccard, strict=True)]
+    return Report(
+        title="Every kept set under every objective",
+        kind="analyze diagnostics",
+        shown=[means_table("Kept sets under every objective", names, scores.means, columns)],
+        tables={
+            "diagnostics": long_table(names, scores.means),
+            "overlap": frame(["strategy", *names], matrix),
+        },
+        figures={"diagnostics": figure},
+        notes={
+            "diagnostics.png": "Left: each column coloured from its worst (pale) to its best strategy. Right: share of "
+            "kept tokens that two strategies have in common."
+        },
+        configuration={"images": scores.images, "strategies": names},
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenprune.analysis.calibration import Calibration, measure_calibration
+from tokenprune.analysis.answers.calibration import Calibration, measure_calibration
 from tokenprune.analysis.intervals import over_images, show
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.metrics import normalise

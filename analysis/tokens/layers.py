@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.analysis.controls import Controls
 from tokenprune.analysis.intervals import show
-from tokenprune.analysis.redundancy import RedundancyReport, RedundancyTally, controlled_redundancy
+from tokenprune.analysis.measures import Watch, new_figure, numbers, styled, texts
+from tokenprune.analysis.tokens.controls import NO_CONTROLS, Controls
+from tokenprune.analysis.tokens.redundancy import RedundancyReport, RedundancyTally, controlled_redundancy
+from tokenprune.evaluate.report import Report, frame
 from tokenprune.evaluate.samples import Sample
 
 if TYPE_CHECKING:
@@ -139,13 +141,13 @@ def stream_layers(
         return hook
 
     def behind(module: Any, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-        hand_over(len(layers), output[0] if isinstance(output, tuple) else output)
+        hand_over(len(blocks), output[0] if isinstance(output, tuple) else output)
 
-    layers = adapter.decoder_layers
+    blocks = adapter.decoder_layers
     with ExitStack() as stack, torch.no_grad():
-        for number, layer in enumerate(layers):
+        for number, layer in enumerate(blocks):
             stack.callback(layer.register_forward_pre_hook(before(number), with_kwargs=True).remove)
-        stack.callback(layers[-1].register_forward_hook(behind).remove)
+        stack.callback(blocks[-1].register_forward_hook(behind).remove)
         adapter.base(**inputs, use_cache=False)
 
 
@@ -200,3 +202,52 @@ def _prompts(loaded: "LoadedModel", samples: Iterable[Sample]) -> Iterator[tuple
 
     for sample in samples:
         yield sample, on_device(processed(loaded.processor, [sample]), loaded)
+
+
+DRAWN = ("mean_cosine", "neighbours", "rank_share")
+
+
+@styled
+def layers(model: "LoadedModel", samples: Sequence[Sample], *, tau: float = 0.9, watch: Watch = iter) -> Report:
+    """Measure redundancy before every decoder layer, without and with confounders controlled.
+
+    Args:
+        model: with its processor.
+        samples: the data set.
+        tau: cosine from which on two tokens are near-duplicates, between -1 and 1.
+        watch: wraps the samples, for a progress bar.
+    """
+    settings = (NO_CONTROLS, Controls())
+    reports = analyse_layers(model, samples, settings, tau=tau, watch=watch)
+    figure = new_figure(4.6 * len(DRAWN), 3.7 * len(reports))
+    axes = figure.subplots(len(reports), len(DRAWN), squeeze=False)
+    shown = []
+    rows: list[Sequence[object]] = []
+    for line, report in zip(axes, reports, strict=True):
+        for ax, measure in zip(line, DRAWN, strict=True):
+            report.plot(ax, measure=measure)
+        for measure in DRAWN:
+            title = f"{measure.replace('_', ' ')} per layer, {report.controls.label} (tau {tau:g})"
+            body = [
+                [str(number), *(show(side[measure]) for side in (layer.visual, layer.text, layer.difference))]
+                for number, layer in enumerate(report.layers)
+            ]
+            shown.append(texts(title, ("layer", "visual", "text", "difference"), body))
+        for number, layer in enumerate(report.layers):
+            for side, means in (("visual", layer.visual), ("text", layer.text), ("difference", layer.difference)):
+                rows.extend((report.controls.label, number, name, side, *numbers(mean)) for name, mean in means.items())
+    last = reports[-1]
+    images = len(last.layers[0].ids)
+    return Report(
+        title="Does redundancy change inside the language model?",
+        kind="analyze redundancy",
+        shown=shown,
+        tables={"layers": frame(("controls", "layer", "measure", "side", "value", "low", "high", "images"), rows)},
+        figures={"layers": figure},
+        notes={
+            "layers.png": "Means with 95% intervals over images. Above: tokens as they are; below: all confounders "
+            "taken out. Layer 0 is what enters the language model."
+        },
+        findings=[f"With all confounders taken out ({last.controls.label}), {images} images:", *last.explanation],
+        configuration={"images": images, "strategies": [], "tau": tau, "questions": len(samples)},
+    )
