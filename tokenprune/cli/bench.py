@@ -11,7 +11,6 @@ _EPILOGUE = """\
 examples:
   tokenprune bench selection
   tokenprune bench model --config tiny
-  tokenprune bench model --config llava-1.5-7b --random-weights --device cuda --dry-run
   tokenprune bench model --config llava-1.5-7b --random-weights --device cuda --static-cache --compile
 
 Rows go into a CSV file as they are measured; a stopped run goes on where it was.

@@ -25,7 +25,7 @@ class MachineOptions:
     Attributes:
         device: auto, cpu, cuda, cuda:1, ...
         dtype: auto is float32 on the CPU, else bfloat16.
-        peak_tflops: the device's peak, for bounds (default: data sheet or probe).
+        peak_tflops: the device's peak, for bounds (default: measured).
         bandwidth_gbs: its memory bandwidth in GB/s, likewise.
         out: where the CSV files go.
         fresh: measure rows again that are there already.

@@ -1,12 +1,11 @@
 """`tokenprune bench model`: a model with random weights, dense against pruned."""
 
-import json as json_module
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tokenprune.cli.bench_common import MachineOptions, bounds, new_table, place, print_rows
+from tokenprune.cli.bench_common import MachineOptions, bounds, place, print_rows
 from tokenprune.cli.console import make_console
 from tokenprune.cli.options import Flag, Texts
 
@@ -44,7 +43,6 @@ class ModelBenchOptions:
         compile: compile decoding with --static-cache; --compile alone is --compile inductor, others are aot_eager and
             eager.
         no_sweep: leave out the break-even in visual tokens.
-        dry_run: say what memory it would need, and stop.
     """
 
     config: str = "tiny"
@@ -60,7 +58,6 @@ class ModelBenchOptions:
     static_cache: Flag = False
     compile: str | None = None
     no_sweep: Flag = False
-    dry_run: Flag = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,26 +73,11 @@ def run_model(what: ModelBenchOptions, machine: MachineOptions, *, json: bool) -
     """Measure and print."""
     import torch
 
-    from tokenprune.evaluate.cost.configs import visual_tokens
-    from tokenprune.evaluate.cost.estimate import check_fits, estimate_memory
     from tokenprune.evaluate.cost.model_bench import ModelBench
     from tokenprune.evaluate.cost.results_file import ResultsFile
 
     plan = _plan(what, machine)
     setup = plan.setup
-    estimate = estimate_memory(
-        setup.config,
-        batch=max(plan.batches),
-        visual=visual_tokens(setup.config),
-        text=setup.text,
-        new=setup.new,
-        dtype=setup.dtype,
-    )
-    if what.dry_run:
-        _print_estimate(plan, estimate, json=json)
-    check_fits(estimate, setup.device)
-    if what.dry_run:
-        return 0
     where = _where(plan)
     file = ResultsFile(machine.out / "bench_model.csv", _MODEL_KEYS, fresh=machine.fresh)
     sweep = ResultsFile(machine.out / "bench_break_even.csv", _SWEEP_KEYS, fresh=machine.fresh)
@@ -214,32 +196,3 @@ def _sweep(bench: "ModelBench", plan: _Plan, where: dict[str, Any], file: "Resul
         missing = [size for size in SWEEP if file.find(**here, visual_tokens=size) is None]
         for row in bench.sweep(missing, strategy):
             file.add({**here, **row})
-
-
-def _print_estimate(plan: _Plan, estimate: Any, *, json: bool) -> None:  # noqa: ANN401
-    from tokenprune.evaluate.cost.memory import free_memory
-
-    if json:
-        parts_of = {name: getattr(estimate, name) for name in ("weights", "cache", "work", "total")}
-        print(json_module.dumps({**parts_of, "free": free_memory(plan.setup.device)}, indent=2))
-        return
-    table = new_table("Memory", "GiB")
-    free = free_memory(plan.setup.device)
-    parts: list[tuple[str, int | None]] = [
-        ("weights", estimate.weights),
-        ("keys and values", estimate.cache),
-        ("work", estimate.work),
-    ]
-    for name, count in [
-        *parts,
-        ("needed, with a tenth on top", estimate.total),
-        (f"free on {plan.setup.device}", free),
-    ]:
-        table.add_row(name, "unknown" if count is None else f"{count / 2**30:.2f}")
-    console = make_console()
-    setup = plan.setup
-    console.print(
-        f"{plan.name}, {str(setup.dtype).removeprefix('torch.')}, batch {max(plan.batches)}, {setup.new} new tokens",
-        markup=False,
-    )
-    console.print(table)
