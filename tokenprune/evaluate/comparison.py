@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenprune.core.budget import Keep
+from tokenprune.core.places import Positions
 from tokenprune.evaluate.batches import resampling_units
 from tokenprune.evaluate.cell_files import read_cells, read_sessions, read_vision
 from tokenprune.evaluate.cells import Cell, on_layer_average
@@ -17,6 +19,7 @@ from tokenprune.evaluate.extras import EVAL_PACKAGES, need
 from tokenprune.evaluate.figures import accuracy_figure
 from tokenprune.evaluate.kept_tokens import kept_slides, kept_tokens_figure
 from tokenprune.evaluate.loading import LoadedModel
+from tokenprune.evaluate.methods import DEFAULT_METHODS, Method
 from tokenprune.evaluate.report import Report
 from tokenprune.evaluate.report.slides import Slide
 from tokenprune.evaluate.result_table import findings, kinds_summary, results_summary
@@ -69,10 +72,15 @@ class Comparison:
 def compare(
     loaded: LoadedModel,
     samples: Sequence[Sample],
-    settings: Settings,
+    methods: Settings | Sequence[str] = DEFAULT_METHODS,
     *,
-    data: str,
-    out: Path,
+    budgets: Sequence[Keep] | None = None,
+    seeds: int | None = None,
+    batch_size: int | None = None,
+    max_new_tokens: int | None = None,
+    positions: Positions | None = None,
+    data: str = "samples",
+    out: Path = Path("runs"),
     fresh: bool = False,
     figures: bool = True,
     progress: Progress | None = None,
@@ -86,7 +94,13 @@ def compare(
     Args:
         loaded: the model and its processor.
         samples: the data set.
-        settings: what to compare.
+        methods: strategies as text, without their budgets; the controls are always there. `Settings` say the same and
+            all of the following, which must then be left out.
+        budgets: tokens (int) or shares of the image's tokens (float).
+        seeds: how many, for methods that draw at random.
+        batch_size: samples per batch.
+        max_new_tokens: length limit of an answer.
+        positions: "original" or "compact"; None for what each strategy's authors do.
         data: what the data set is called in reports.
         out: folder that holds the run folders.
         fresh: do finished cells again.
@@ -99,6 +113,8 @@ def compare(
             cannot be written, a file in it is damaged, or another process is at work in it.
         ImportError: before any work, when a package of the `eval` extra is missing.
     """
+    chosen = {"budgets": budgets, "seeds": seeds, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    settings = _settings(methods, {**chosen, "positions": positions})
     for package in EVAL_PACKAGES:
         need(package)
     check_samples(samples, source=data)
@@ -115,6 +131,22 @@ def compare(
     need_bytes = _expected_bytes(len(cells), samples)
     with RunFolder.open(out, name, config, fresh=fresh, need_bytes=need_bytes) as folder:
         return _compare(folder, runner, cells, config, figures=figures, progress=progress or Silent(), command=command)
+
+
+def _settings(methods: Settings | Sequence[str], chosen: Mapping[str, Any]) -> Settings:
+    """Give the settings of a comparison; what is None is left to their defaults."""
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if isinstance(methods, Settings):
+        if given:
+            raise ValueError(f"compare: {min(given)} is part of Settings; give it there, or give methods as texts")
+        return methods
+    if isinstance(methods, str):
+        raise TypeError(f"compare: methods must be a list of texts, got the text {methods!r}; put it into a list")
+    if "seeds" in given:
+        given["seeds"] = tuple(range(given["seeds"]))
+    if "budgets" in given:
+        given["budgets"] = tuple(given["budgets"])
+    return Settings(methods=tuple(Method(text) for text in methods), **given)
 
 
 def _compare(
