@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -58,7 +59,7 @@ def test_of_images(function: Callable[..., Report], images: list[AnalysedImage],
 def test_of_answers(tmp_path: Path) -> None:
     loaded, samples = tiny_loaded(), tiny_samples(4)
     strategies = [parse("random(keep=4)"), parse("greedy_repmax(keep=4)")]
-    options = {"max_new_tokens": 2}
+    options: dict[str, Any] = {"max_new_tokens": 2}
     damage = analysis.damage(loaded, samples, strategies, seeds=2, **options)
     check(damage, tmp_path / "damage")
     assert damage.configuration["strategies"] == ["random(keep=4)", "greedy_repmax(keep=4)"]
