@@ -1,38 +1,49 @@
 """Measurements on tokens, selections and runs."""
 
-from tokenprune.analysis.ablation import AblationReport, AblationRow, run_ablation
-from tokenprune.analysis.alignment import AlignmentMeasures, AlignmentReport, analyse_alignment, measure_alignment
-from tokenprune.analysis.calibration import Calibration, measure_calibration
-from tokenprune.analysis.cases import Case, Told, case_slide, different, most_changed, study_cases
-from tokenprune.analysis.controls import NO_CONTROLS, Controls
-from tokenprune.analysis.cross_scoring import CrossScores, cross_score
-from tokenprune.analysis.damage import AnswerRecord, DamageReport, analyse_damage, measure_damage
-from tokenprune.analysis.diagnostics import Overlap, SelectionDiagnostics, diagnose, jaccard, overlap
-from tokenprune.analysis.gap_accuracy import GapAccuracyReport, KeptSets, analyse_gap, kept_sets
-from tokenprune.analysis.images import AnalysedImage, bundled_images, stream_images
-from tokenprune.analysis.information import (
+from tokenprune.analysis.answers.ablation import ablation
+from tokenprune.analysis.answers.ablation_run import AblationReport, AblationRow, run_ablation
+from tokenprune.analysis.answers.calibration import Calibration, measure_calibration
+from tokenprune.analysis.answers.cases import Case, Told, case_slide, cases, different, most_changed, study_cases
+from tokenprune.analysis.answers.damage import damage
+from tokenprune.analysis.answers.damage_measures import AnswerRecord, DamageReport, analyse_damage, measure_damage
+from tokenprune.analysis.answers.gap import gap
+from tokenprune.analysis.answers.gap_accuracy import GapAccuracyReport, KeptSets, analyse_gap, kept_sets
+from tokenprune.analysis.answers.turns import TurnsReport, analyse_turns
+from tokenprune.analysis.answers.variants import Variant, ablation_variants
+from tokenprune.analysis.answers.within import within_correlation
+from tokenprune.analysis.images import AnalysedImage, bundled_images, images_of, stream_images
+from tokenprune.analysis.letterbox import letterboxed, padding_tokens
+from tokenprune.analysis.spectrum import effective_rank, participation_ratio
+from tokenprune.analysis.tokens.alignment import (
+    AlignmentMeasures,
+    AlignmentReport,
+    alignment,
+    analyse_alignment,
+    measure_alignment,
+)
+from tokenprune.analysis.tokens.controls import NO_CONTROLS, Controls
+from tokenprune.analysis.tokens.cross_scoring import CrossScores, cross_score, default_selections, diagnostics
+from tokenprune.analysis.tokens.diagnostics import Overlap, SelectionDiagnostics, diagnose, jaccard, overlap
+from tokenprune.analysis.tokens.information import (
     InformationMeasures,
     InformationReport,
     analyse_information,
     coordinate_information,
+    information,
     label_information,
     measure_information,
     question_information,
 )
-from tokenprune.analysis.layers import LayerReport, LayerStates, analyse_layers, stream_layers
-from tokenprune.analysis.letterbox import letterboxed, padding_tokens
-from tokenprune.analysis.redundancy import (
+from tokenprune.analysis.tokens.layers import LayerReport, LayerStates, analyse_layers, layers, stream_layers
+from tokenprune.analysis.tokens.redundancy import (
     RedundancyMeasures,
     RedundancyReport,
     analyse_redundancy,
     measure_redundancy,
+    redundancy,
 )
-from tokenprune.analysis.score_parts import ScoreParts, split_score
-from tokenprune.analysis.spatial import SpatialMeasures, SpatialReport, analyse_spatial, measure_spatial
-from tokenprune.analysis.spectrum import effective_rank, participation_ratio
-from tokenprune.analysis.turns import TurnsReport, analyse_turns
-from tokenprune.analysis.variants import Variant, ablation_variants
-from tokenprune.analysis.within import within_correlation
+from tokenprune.analysis.tokens.score_parts import ScoreParts, split_score
+from tokenprune.analysis.tokens.spatial import SpatialMeasures, SpatialReport, analyse_spatial, measure_spatial, spatial
 from tokenprune.core.wrappers import PickOrder
 
 __all__ = [
@@ -65,7 +76,9 @@ __all__ = [
     "Told",
     "TurnsReport",
     "Variant",
+    "ablation",
     "ablation_variants",
+    "alignment",
     "analyse_alignment",
     "analyse_damage",
     "analyse_gap",
@@ -76,14 +89,22 @@ __all__ = [
     "analyse_turns",
     "bundled_images",
     "case_slide",
+    "cases",
     "coordinate_information",
     "cross_score",
+    "damage",
+    "default_selections",
     "diagnose",
+    "diagnostics",
     "different",
     "effective_rank",
+    "gap",
+    "images_of",
+    "information",
     "jaccard",
     "kept_sets",
     "label_information",
+    "layers",
     "letterboxed",
     "measure_alignment",
     "measure_calibration",
@@ -96,7 +117,9 @@ __all__ = [
     "padding_tokens",
     "participation_ratio",
     "question_information",
+    "redundancy",
     "run_ablation",
+    "spatial",
     "split_score",
     "stream_images",
     "stream_layers",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenprune.analysis.letterbox import letterboxed, padding_tokens
 from tokenprune.core.signals import IMAGE_KEY, Signal
+from tokenprune.core.strategy import PruningStrategy
 from tokenprune.core.tokens import Tokens
 from tokenprune.evaluate.samples import Sample, open_image
 
@@ -173,3 +174,49 @@ def bundled_images(
         if swap:
             questions[scene.id] = [q.text for i, q in enumerate(scene.questions) if i != asked and q.text != own.text]
     return stream_images(loaded, samples, other_questions=questions, objects=objects, want=want, letterbox=letterbox)
+
+
+def images_of(
+    loaded: "LoadedModel",
+    samples: Sequence[Sample] | None,
+    strategies: Sequence[PruningStrategy] = (),
+    *,
+    count: int = DEFAULT_COUNT,
+    swap: bool = False,
+    letterbox: bool = False,
+) -> Iterator[AnalysedImage]:
+    """Give the images of a data set or of the bundled scenes, with every signal that some strategies read.
+
+    Args:
+        loaded: the model and its processor.
+        samples: the data set; None for the bundled scenes.
+        strategies: are checked against the model, and their signals are read.
+        count: number of bundled scenes.
+        swap: also give each image with other questions, of a data set with the next different one.
+        letterbox: see `stream_images`.
+
+    Raises:
+        ValueError: when a strategy does not fit the model, or acts inside the vision tower.
+    """
+    from tokenprune.models import adapter_for
+    from tokenprune.models.plan import tower_part
+    from tokenprune.models.prompt.choose import fit_strategy
+
+    adapter = adapter_for(loaded.model)
+    adapter.clip = loaded.clip
+    for strategy in strategies:
+        fit_strategy(strategy, adapter)
+        if tower_part(strategy) is not None:
+            raise ValueError(
+                f"--strategy: {strategy!r} acts inside the vision tower, so that its tokens are not those of the other "
+                "strategies; analyses look at one set of tokens, leave it out"
+            )
+    want = {signal for strategy in strategies for signal in strategy.needs}
+    if samples is None:
+        return bundled_images(loaded, count, swap=swap, want=want, letterbox=letterbox)
+    questions = list(dict.fromkeys(sample.question for sample in samples))
+    others = {}
+    if swap and len(questions) > 1:  # the next different question of the data set takes the place of the own one
+        following = dict(zip(questions, [*questions[1:], questions[0]], strict=True))
+        others = {sample.id: [following[sample.question]] for sample in samples}
+    return stream_images(loaded, samples, other_questions=others, want=want, letterbox=letterbox)

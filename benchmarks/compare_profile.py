@@ -38,14 +38,14 @@ PARTS = (
     ("pictures and prompts to tensors", "tokenprune.evaluate.runner", "Runner.prepare"),
     ("vision", "tokenprune.evaluate.runner", "Runner._encode"),
     ("answers to text, records, files", "tokenprune.evaluate.runner", "Runner.run"),
-    ("model runs, rest", "tokenprune.evaluate.runner", "run_stages"),
+    ("model runs, rest", "tokenprune.evaluate.runner", "answer_timed"),
     ("statistics", "tokenprune.evaluate.comparison", "summarise"),
     ("tables on disk", "tokenprune.evaluate.comparison", "export"),
     ("figure of accuracies", "tokenprune.evaluate.comparison", "accuracy_figure"),
     ("figure of kept tokens", "tokenprune.evaluate.comparison", "kept_tokens_figure"),
-    ("gallery of kept tokens", "tokenprune.evaluate.comparison", "write_gallery"),
+    ("gallery of kept tokens", "tokenprune.evaluate.report.folder", "write_gallery"),
     ("gallery of kept tokens", "tokenprune.evaluate.comparison", "kept_slides"),
-    ("report page", "tokenprune.evaluate.comparison", "write_report"),
+    ("report page", "tokenprune.evaluate.report.folder", "render"),
     ("table on the terminal", "tokenprune.cli.compare", "_print"),
 )
 REST = "imports and all else"
@@ -82,7 +82,7 @@ class Clock:
         return timed
 
     def install(self) -> None:
-        """Stand in front of every function of `PARTS`, and take the stages' times out of what `run_stages` returns."""
+        """Wrap every function of `PARTS`, and take the stages' times out of what `answer_timed` returns."""
         for part, module, name in PARTS:
             owner: Any = import_module(module)
             *path, last = name.split(".")
@@ -90,17 +90,17 @@ class Clock:
                 owner = getattr(owner, step)
             setattr(owner, last, self.around(part, getattr(owner, last)))
         runner: Any = import_module("tokenprune.evaluate.runner")
-        run_stages = runner.run_stages
+        answer_timed = runner.answer_timed
 
         def split(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            ran = run_stages(*args, **kwargs)
+            ran = answer_timed(*args, **kwargs)
             for stage in STAGES:
                 seconds = getattr(ran, stage) or 0.0
                 self.seconds[stage] += seconds
                 self.seconds["model runs, rest"] -= seconds
             return ran
 
-        runner.run_stages = split
+        runner.answer_timed = split
 
 
 def profiled(options: list[str]) -> dict[str, float]:

@@ -4,7 +4,7 @@ Writes into benchmarks/results/:
     repmax_proof.csv     our branch and bound over cloud, n, d, k and distance; gaps of the heuristics and certificates
     repmax_solvers.csv   the same small instances for ours, HiGHS (RLT and Glover) and, when installed, CP-SAT
     repmax_heuristics.csv  max-div, when installed, against greedy and swaps at n = 576
-    repmax_gap_bundled.csv, .png  `tokenprune gap` on the bundled model's tokens
+    repmax_gap_bundled.csv, .png  `tokenprune optimality` on the bundled model's tokens
     repmax.json          machine, versions, commit
 One thread is used when OMP_NUM_THREADS=1 is set. Processor seconds stand beside wall seconds: machines are shared.
 """

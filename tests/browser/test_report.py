@@ -11,10 +11,8 @@ from tests.browser.watched import opened
 from tests.unit.evaluate.tiny import tiny_loaded, tiny_samples, tiny_settings
 from tokenprune.cli.main import main
 from tokenprune.evaluate.comparison import compare
-from tokenprune.evaluate.html import render
-from tokenprune.evaluate.page import Card, Figure, Gallery, Picture, Section, Slide, Table, Word
-from tokenprune.evaluate.page import Page as Report
-from tokenprune.evaluate.run_report import write_report
+from tokenprune.evaluate.report import Card, Picture, Report, Shown, Slide, Word, write_report
+from tokenprune.evaluate.report.html import render
 
 RIGHT = ("w51 w18", "w51 w116")
 # 1 x 1 pixel, the smallest PNG that there is.
@@ -51,33 +49,30 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with known content, some of it hostile."""
     dot = Picture(data=DOT, alt='a "dot"')
-    page = Report(
+    report = Report(
         title="</title><script>throw 1</script>",
-        subtitle="<b>bold</b>",
+        conditions="<b>bold</b>",
         findings=["<img src=x onerror=throw>"],
-        sections=[
-            Section(
+        shown=[
+            Shown(
                 title="One & two",
-                blocks=[
-                    Table(
-                        headers=["name", "value", "note <i>"],
-                        rows=[["b", "9 [8, 10]", "x"], ["a", "-", ""], ["d", "-1.5", "z"], ["c10", "10%", "y"]],
-                    ),
-                    Gallery(
-                        slides=[
-                            Slide(title=f"slide {i}", cards=[Card(title="m", picture=dot, words=[Word(text="<w>")])])
-                            for i in range(3)
-                        ]
-                    ),
-                    Figure(picture=dot, caption="</figcaption><script>throw 2</script>"),
-                ],
+                columns=("name", "value", "note <i>"),
+                rows=(("b", "9 [8, 10]", "x"), ("a", "-", ""), ("d", "-1.5", "z"), ("c10", "10%", "y")),
             )
         ],
+        galleries={
+            "slides": [
+                Slide(title=f"slide {i}", cards=[Card(title="m", picture=dot, words=[Word(text="<w>")])])
+                for i in range(3)
+            ]
+        },
+        figures={"dot": DOT},
+        notes={"dot.png": "</figcaption><script>throw 2</script>"},
         command="tokenprune compare --strategy '</code><script>throw 3</script>'",
-        config={"x": "</script><script>throw 4</script>"},
+        configuration={"x": "</script><script>throw 4</script>"},
     )
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render(page))
+    path.write_text(render(report))
     return path
 
 

@@ -10,6 +10,7 @@ from tests.models.oracle import BATCHES, ByContent
 from tokenprune import PruningStrategy
 from tokenprune.cli.main import main
 from tokenprune.core.signals import IMAGE_KEY
+from tokenprune.evaluate.answer import answer_timed
 from tokenprune.evaluate.cost import (
     DecoderShape,
     cache_layers,
@@ -19,12 +20,9 @@ from tokenprune.evaluate.cost import (
     prefill_flops,
     time_call,
 )
-from tokenprune.evaluate.cost.configs import tiny
 from tokenprune.evaluate.cost.counted import TOLERANCE
-from tokenprune.evaluate.cost.estimate import check_fits, estimate_memory
-from tokenprune.evaluate.cost.memory import ALLOCATOR, free_memory
+from tokenprune.evaluate.cost.memory import ALLOCATOR
 from tokenprune.evaluate.cost.results_file import read_rows
-from tokenprune.evaluate.cost.stages import run_stages
 from tokenprune.models import adapter_for
 from tokenprune.testing import tiny_llava
 
@@ -45,8 +43,8 @@ def test_formula_and_counter_agree(strategy: PruningStrategy | None, dtype: torc
     adapter = adapter_for(model)
     with torch.no_grad():
         vision = adapter.encode(inputs, {IMAGE_KEY})
-    ran = run_stages(adapter, inputs, vision, strategy, max_new_tokens=1)
-    counted = counted_flops(lambda: run_stages(adapter, inputs, vision, strategy, max_new_tokens=1))
+    ran = answer_timed(adapter, inputs, vision, strategy, max_new_tokens=1)
+    counted = counted_flops(lambda: answer_timed(adapter, inputs, vision, strategy, max_new_tokens=1))
     decoder, rows = DecoderShape.of(model.config), inputs["input_ids"].shape[0]
     formula = prefill_flops(decoder, ran.lengths, rows=rows, causal="full")
     assert disagreement(formula.layers + formula.attention, counted.of("language_model")) <= TOLERANCE
@@ -62,9 +60,6 @@ def test_the_allocator_has_the_peak() -> None:
     assert peak.above is not None
     assert peak.total is not None
     assert 4 * 2**20 <= peak.above <= peak.total
-    free = free_memory(GPU)
-    assert free is not None
-    assert 0 < free <= torch.cuda.get_device_properties(GPU).total_memory
 
 
 def test_events_time_the_device() -> None:
@@ -73,18 +68,13 @@ def test_events_time_the_device() -> None:
     assert 0 < found.low <= found.median <= found.high
 
 
-def test_the_estimate_is_above_what_a_run_takes(tmp_path: Path) -> None:
-    config = tiny()
-    estimate = estimate_memory(config, batch=8, visual=576, text=64, new=8, dtype=torch.bfloat16)
-    check_fits(estimate, GPU)
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated(GPU)
+def test_a_run_on_the_device(tmp_path: Path) -> None:
     options = ["--config", "tiny", "--batch", "8", "--keep", "64", "--new-tokens", "8", "--repeats", "2"]
     assert main(["bench", "model", *options, "--device", "cuda", "--out", str(tmp_path)]) == 0
     rows = read_rows(tmp_path / "bench_model.csv")
     assert [row["strategy"] for row in rows] == ["dense", "trim_tokenator(keep=64)"]
     assert all(row["dtype"] == "bfloat16" and row["peak_of"] == ALLOCATOR for row in rows)
-    assert max(int(row["peak_bytes"]) for row in rows) - before <= estimate.total
+    assert all(int(row["peak_bytes"]) > 0 for row in rows)
     assert int(rows[1]["kv_bytes"]) < int(rows[0]["kv_bytes"])
 
 

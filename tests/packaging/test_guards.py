@@ -43,9 +43,9 @@ def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("tokenprune/tokens.py", "from tokenprune.baselines import Random\n"),
+        ("tokenprune/core/tokens.py", "from tokenprune.baselines import Random\n"),
         ("baselines/uniform.py", "import tokenprune.cli.main\n"),
-        ("tokenprune/strategy.py", "import transformers\n"),
+        ("tokenprune/core/strategy.py", "import transformers\n"),
     ],
 )
 def test_import_linter_catches_an_import_upwards(tmp_path: Path, module: str, line: str) -> None:

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from tokenprune.cli.bench_common import new_table, number
-from tokenprune.cli.options import make_console
+from tokenprune.cli.console import make_console
 
 _MEBIBYTE = 2**20
 

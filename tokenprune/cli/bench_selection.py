@@ -1,10 +1,13 @@
 """`tokenprune bench selection`: how long choosing takes, per image."""
 
-import argparse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.cli.bench_common import bounds, new_table, number, place
-from tokenprune.cli.options import make_console
+from cyclopts import Parameter
+
+from tokenprune.cli.bench_common import MachineOptions, bounds, new_table, number, place, print_rows
+from tokenprune.cli.console import make_console
+from tokenprune.cli.options import Texts
 
 if TYPE_CHECKING:
     from tokenprune.core.strategy import PruningStrategy
@@ -14,39 +17,25 @@ DEFAULT_STRATEGIES = ("mi_alignment", "greedy_repmax", "trim_tokenator", "divpru
 _KEYS = ("device", "dtype", "threads", "n", "k", "d", "batch", "method")
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:  # noqa: ANN401
-    """Add the subcommand; the options of all benchmarks are added by the caller."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "selection",
-        help="time the choosing alone",
-        description="Time strategies on tokens of noise: all images in one call, one image after another, a plain "
-        "loop, and the matrix product that pairwise methods need.",
-    )
-    what = parser.add_argument_group("what to measure")
-    what.add_argument(
-        "--size",
-        action="append",
-        metavar="N:K:D:BATCH",
-        help=f"tokens, kept tokens, width, images; repeatable (default: {', '.join(DEFAULT_SIZES)})",
-    )
-    what.add_argument(
-        "--strategy",
-        action="append",
-        metavar="TEXT",
-        help="a strategy without its budget that needs tokens and text alone; repeatable "
-        f"(default: {', '.join(DEFAULT_STRATEGIES)})",
-    )
-    what.add_argument(
-        "--seconds",
-        type=float,
-        default=2.0,
-        metavar="S",
-        help="limit of one measurement (default 2)",
-    )
-    return parser
+@Parameter(name="*", group="What to measure")
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """Say what is measured.
+
+    Attributes:
+        size: tokens, kept tokens, width, images as N:K:D:BATCH; repeatable (default: 576:64:4096:1, 576:192:4096:1,
+            576:64:4096:8, 2880:320:4096:1).
+        strategy: a strategy without its budget that needs tokens and text alone; repeatable (default: mi_alignment,
+            greedy_repmax, trim_tokenator, divprune, random).
+        seconds: limit of one measurement.
+    """
+
+    size: Texts = ()
+    strategy: Texts = ()
+    seconds: float = 2.0
 
 
-def run(args: argparse.Namespace) -> int:
+def run_selection(what: SelectionOptions, machine: MachineOptions, *, json: bool) -> int:
     """Measure and print."""
     import torch
 
@@ -57,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     from tokenprune.evaluate.environment import device_name
     from tokenprune.evaluate.methods import Method
 
-    sizes = [Size.parse(text) for text in args.size or DEFAULT_SIZES]
-    methods = [Method(text) for text in args.strategy or DEFAULT_STRATEGIES]
-    if not args.seconds > 0:
-        raise ValueError(f"--seconds must be positive, got {args.seconds}")
-    device, dtype = place(args)
+    sizes = [Size.parse(text) for text in what.size or DEFAULT_SIZES]
+    methods = [Method(text) for text in what.strategy or DEFAULT_STRATEGIES]
+    if not what.seconds > 0:
+        raise ValueError(f"--seconds must be positive, got {what.seconds}")
+    device, dtype = place(machine)
 
     def strategies(keep: int) -> "list[PruningStrategy]":
         found = [method.strategy(keep=keep, seed=0) for method in methods]
@@ -81,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
-    file = ResultsFile(args.out / "bench_selection.csv", _KEYS, fresh=args.fresh)
+    file = ResultsFile(machine.out / "bench_selection.csv", _KEYS, fresh=machine.fresh)
     stopped = False
-    roofline = bounds(args, device, torch.float32)
+    roofline = bounds(machine, device, torch.float32)
     try:
         for row in selection_rows(
             sizes,
@@ -91,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             device=device,
             dtype=dtype,
             roofline=roofline,
-            seconds=args.seconds,
+            seconds=what.seconds,
             skip=lambda size, name: file.find(**where, **vars(size), method=name) is not None,
         ):
             file.add({**where, **row})
@@ -104,7 +93,11 @@ def run(args: argparse.Namespace) -> int:
         for size in sizes
         for name in (*names, *(repr(strategy) for strategy in strategies(size.k)))
     ]
-    _print(file.keep(asked), where, roofline.source)
+    rows = file.keep(asked)
+    if json:
+        print_rows({file.path: rows}, complete=not stopped)
+        return 130 if stopped else 0
+    _print(rows, where, roofline.source)
     make_console().print(f"\n{file.path}", markup=False, style="bold")
     return 130 if stopped else 0
 

@@ -1,89 +1,74 @@
 """`tokenprune compare`: the main job, strategies x budgets on a model and a data set."""
 
-import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from tokenprune.cli.options import add_model_options, load_model, make_console, position_policy
-from tokenprune.cli.progress import Bar
+from cyclopts import App, Parameter
+
+from tokenprune.cli.console import Bar, make_console, print_json
+from tokenprune.cli.options import (
+    BUNDLED_DATA,
+    AnswerOptions,
+    DataOptions,
+    Flag,
+    JsonFlag,
+    ModelOptions,
+    Out,
+    Texts,
+    check_counts,
+    command_line,
+    load_model,
+    position_policy,
+    read_samples,
+)
 
 if TYPE_CHECKING:
     from tokenprune.evaluate.comparison import Comparison
     from tokenprune.evaluate.samples import Sample
     from tokenprune.evaluate.settings import Settings
 
-BUNDLED_DATA = "bundled scenes"
+_EPILOGUE = """\
+data sets: a folder with images and data.jsonl, one object per line:
+  {"id": "1", "image": "cat.jpg", "question": "What is this?", "answer": "cat"}
+"images" and "answers" take lists, "kind" groups questions; image names are relative to the folder.
 
-_DESCRIPTION = """\
-Compare pruning strategies at several budgets: accuracy with paired intervals against Random, agreement with the
-unpruned model, answers that flip, and time by stage. Without options: the bundled model on the bundled scenes.
-The unpruned model and the controls random, uniform_grid and grid_pool are always there.
+examples:
+  tokenprune compare
+  tokenprune compare --strategy "trim_tokenator(align=0.7)" --strategy "random >> greedy_repmax" --keep 64
+  tokenprune compare --model llava-hf/llava-1.5-7b-hf --data my_questions --batch-size 8
 """
-_EPILOG = """\
-data sets:  a folder with images and data.jsonl, one object per line:
-              {"id": "1", "image": "cat.jpg", "question": "What is this?", "answer": "cat"}
-            "images" and "answers" take lists, "kind" groups questions; image names are relative to the folder.
-
-examples:   tokenprune compare
-            tokenprune compare --strategy "trim_tokenator(align=0.7)" --strategy "random >> greedy_repmax" --keep 64
-            tokenprune compare --model llava-hf/llava-1.5-7b-hf --data my_questions --batch-size 8
-"""
+app = App(name="compare", help_epilogue=_EPILOGUE)
 
 
-def add_parser(subparsers: Any) -> None:  # noqa: ANN401
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "compare",
-        help="compare strategies at several budgets on a model and a data set",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = parser.add_argument_group("what to compare")
-    what.add_argument(
-        "--strategy",
-        action="append",
-        metavar="TEXT",
-        help="a strategy without its budget, e.g. trim_tokenator(align=0.7); one that has none, e.g. vtw(layer=2), is "
-        "a row of its own; repeatable (default: mi_alignment, greedy_repmax, trim_tokenator)",
-    )
-    what.add_argument(
-        "--keep",
-        action="append",
-        metavar="BUDGET",
-        help="64 tokens, 0.111 or 11.1%%; repeatable (default: 50%%, 33.3%%, 22.2%%, 11.1%%, 5.6%%)",
-    )
-    what.add_argument(
-        "--budget",
-        default="kept",
-        choices=("kept", "layer-average"),
-        help="what --keep means: tokens left behind the last stage (default), or the mean over decoder layers, for "
-        "which strategies inside the decoder keep fewer in the end",
-    )
-    what.add_argument(
-        "--seeds", type=int, default=5, metavar="N", help="seeds 0..N-1 for strategies that draw at random (default 5)"
-    )
-    what.add_argument("--data", metavar="FOLDER", help="a data set (default: the bundled scenes)")
-    what.add_argument(
-        "--allow-outside", action="store_true", help="--data may name images outside of its folder (default: refused)"
-    )
-    what.add_argument(
-        "--count", type=int, metavar="N", help="number of questions (default: 400 bundled ones, or all of --data)"
-    )
-    what.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions per batch (default 16)")
-    add_model_options(parser)
-    where = parser.add_argument_group("output")
-    where.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where run folders are made (default: runs)"
-    )
-    where.add_argument("--kinds", action="store_true", help="also print accuracy by kind of question")
-    where.add_argument("--fresh", action="store_true", help="do finished cells of the same configuration again")
+@Parameter(name="*", group="What to compare")
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Say what is compared.
+
+    Attributes:
+        strategy: a strategy without its budget, e.g. trim_tokenator(align=0.7); one that has none, e.g. vtw(layer=2),
+            has its own row; repeatable (default: mi_alignment, greedy_repmax, trim_tokenator).
+        keep: 64 tokens, 0.111 or 11.1%; repeatable (default: 50%, 33.3%, 22.2%, 11.1%, 5.6%).
+        budget: what --keep means: the tokens after the last stage, or the mean over decoder layers, for which
+            strategies inside the decoder keep fewer in the end.
+        seeds: seeds 0..N-1 for strategies that draw at random.
+        batch_size: questions per batch.
+        fresh: do finished cells of the same configuration again.
+    """
+
+    strategy: Texts = ()
+    keep: Texts = ()
+    budget: Literal["kept", "layer-average"] = "kept"
+    seeds: int = 5
+    batch_size: int = 16
+    fresh: Flag = False
 
 
-def settings_of(args: argparse.Namespace) -> "Settings":
-    """What the options ask for.
+def settings_of(options: CompareOptions, answers: AnswerOptions) -> "Settings":
+    """Give what the options ask for.
 
     Raises:
         ValueError: names the option, the value and the way out.
@@ -92,55 +77,73 @@ def settings_of(args: argparse.Namespace) -> "Settings":
     from tokenprune.evaluate.methods import Method, parse_budget
     from tokenprune.evaluate.settings import Settings
 
-    for name in ("seeds", "batch_size", "max_new_tokens", "count"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+    check_counts(seeds=options.seeds, batch_size=options.batch_size, max_new_tokens=answers.max_new_tokens)
     chosen: dict[str, Any] = {}
-    if args.strategy:
-        chosen["methods"] = tuple(Method(text) for text in args.strategy)
-    if args.keep:
-        chosen["budgets"] = tuple(parse_budget(text) for text in args.keep)
+    if options.strategy:
+        chosen["methods"] = tuple(Method(text) for text in options.strategy)
+    if options.keep:
+        chosen["budgets"] = tuple(parse_budget(text) for text in options.keep)
     return Settings(
-        seeds=tuple(range(args.seeds)),
-        batch_size=args.batch_size,
-        max_new_tokens=args.max_new_tokens,
-        positions=position_policy(args),
-        budget=args.budget,
+        seeds=tuple(range(options.seeds)),
+        batch_size=options.batch_size,
+        max_new_tokens=answers.max_new_tokens,
+        positions=position_policy(answers),
+        budget=options.budget,
         **chosen,
     )
 
 
-def samples_of(args: argparse.Namespace) -> "tuple[str, list[Sample]]":
-    """Name and samples of the data set that the options ask for, checked."""
-    from tokenprune.evaluate.folder import read_folder
+def samples_of(options: DataOptions) -> "tuple[str, list[Sample]]":
+    """Give name and samples of the data set that the options ask for, checked."""
     from tokenprune.evaluate.scenes import DEFAULT_COUNT, bundled_samples
 
-    if args.data is None:
-        return BUNDLED_DATA, bundled_samples(args.count or DEFAULT_COUNT)
-    return args.data, read_folder(Path(args.data).expanduser(), count=args.count, allow_outside=args.allow_outside)
+    samples = read_samples(options)
+    if samples is None:
+        return BUNDLED_DATA, bundled_samples(options.count or DEFAULT_COUNT)
+    return options.data or "", samples
 
 
-def run(args: argparse.Namespace) -> int:
-    """Compare and print the table."""
-    settings = settings_of(args)
-    data, samples = samples_of(args)
-    loaded = load_model(args)
+@app.default
+def compare(
+    *,
+    what: CompareOptions = CompareOptions(),
+    data: DataOptions = DataOptions(),
+    model: ModelOptions = ModelOptions(),
+    answers: AnswerOptions = AnswerOptions(),
+    kinds: Flag = False,
+    out: Out = Path("runs"),
+    json: JsonFlag = False,
+) -> int:
+    """Compare pruning strategies at several budgets.
+
+    The result: accuracy with paired intervals against Random, agreement with the unpruned model, answers that flip, and
+    time by stage. Without options: the bundled model on the bundled scenes. The unpruned model and the controls random,
+    uniform_grid and grid_pool are always there.
+
+    Args:
+        kinds: also print accuracy by kind of question.
+    """
+    check_counts(count=data.count)
+    settings = settings_of(what, answers)
+    name, samples = samples_of(data)
+    loaded = load_model(model)
     from tokenprune.evaluate.comparison import compare
-    from tokenprune.evaluate.manifest import shell_line
 
     with Bar() as bar:
         comparison = compare(
             loaded,
             samples,
             settings,
-            data=data,
-            out=args.out,
-            fresh=args.fresh,
+            data=name,
+            out=out,
+            fresh=what.fresh,
             progress=bar,
-            command=shell_line(args.arguments),
+            command=command_line(),
         )
-    _print(comparison, kinds=args.kinds)
+    if json:
+        print_json(comparison.report, comparison.folder)
+    else:
+        _print(comparison, kinds=kinds)
     if comparison.complete:
         return 0
     print(
@@ -189,7 +192,7 @@ def _print(comparison: "Comparison", *, kinds: bool) -> None:
 
 def _busy(comparison: "Comparison") -> str:
     """A warning when other programs wanted the processor too: wall clock then measures them as well."""
-    loads = [session["load_average"] for session in comparison.report["sessions"] if session["cells_run"]]
+    loads = [session["load_average"] for session in comparison.facts["sessions"] if session["cells_run"]]
     worst = max((load for load in loads if load is not None), default=0.0)
     cores = os.cpu_count() or 1  # not those of this process alone: the load is the whole machine's
     if worst <= cores + 0.5:

@@ -1,38 +1,36 @@
 """`tokenprune doctor`: does pruning work on this model, here, with these versions?"""
 
-import argparse
-import json
+import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.cli.options import add_model_options, load_model, make_console
+from cyclopts import App
+
+from tokenprune.cli.console import make_console
+from tokenprune.cli.options import JsonFlag, ModelOptions, load_model
 
 if TYPE_CHECKING:
     from tokenprune.evaluate.doctor import Diagnosis, MakeInputs
 
 UNHEALTHY = 1
+app = App(name="doctor")
 
 
-def add_parser(subparsers: Any) -> None:  # noqa: ANN401
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="prune one image on a model, compare with masked full-length runs, say what is supported",
-        description="Load a model (or build a tiny random one of a family), prune one image in every supported way, "
-        "and compare the logits with runs that know nothing of pruning. The exit status is 1 when a check fails.",
-    )
-    add_model_options(parser, answers=False)
-    parser.add_argument(
-        "--config",
-        metavar="FAMILY|FILE",
-        help="no weights: a tiny random model of a family such as llava_next, or of the family that a config.json "
-        "names (whose full-size structure is looked at too)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+@app.default
+def doctor(
+    *,
+    config: str | None = None,
+    model: ModelOptions = ModelOptions(),
+    json: JsonFlag = False,
+) -> int:
+    """Prune one image in every supported way, and compare the logits with runs that know nothing of pruning.
 
+    The model is loaded, or a tiny random one of a family is built. The exit status is 1 when a check fails.
 
-def run(args: argparse.Namespace) -> int:
-    """Examine, and print what was found."""
+    Args:
+        config: no weights: a tiny random model of a family such as llava_next, or of the family that a config.json
+            names (whose full-size structure is looked at too).
+    """
     import torch
     import transformers
 
@@ -40,24 +38,24 @@ def run(args: argparse.Namespace) -> int:
     from tokenprune.evaluate.doctor import diagnose_model
 
     structure = None
-    if args.config is None:
-        loaded = load_model(args)
-        model, make_inputs, name = loaded.model, _from_processor(loaded.model, loaded.processor), loaded.name
+    if config is None:
+        loaded = load_model(model)
+        module, make_inputs, name = loaded.model, _from_processor(loaded.model, loaded.processor), loaded.name
     else:
-        model, make_inputs, structure = _tiny(args)
-        name = f"a tiny random model for --config {args.config}"
-    diagnosis = diagnose_model(model, make_inputs)
+        module, make_inputs, structure = _tiny(config, model)
+        name = f"a tiny random model for --config {config}"
+    diagnosis = diagnose_model(module, make_inputs)
     about = {
         "name": name,
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": str(model.config.get_text_config()._attn_implementation),
+        "device": str(module.device),
+        "dtype": str(module.dtype).removeprefix("torch."),
+        "attention": str(module.config.get_text_config()._attn_implementation),
         "tokenprune": __version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
-    if args.json:
-        print(json.dumps({**about, "structure": structure, **diagnosis.to_dict()}, indent=2))
+    if json:
+        print(json_module.dumps({**about, "structure": structure, **diagnosis.to_dict()}, indent=2))
     else:
         _show(about, structure, diagnosis)
     return 0 if diagnosis.healthy else UNHEALTHY
@@ -83,23 +81,23 @@ def _from_processor(model: Any, processor: Any) -> "MakeInputs":  # noqa: ANN401
     return make
 
 
-def _tiny(args: argparse.Namespace) -> tuple[Any, "MakeInputs", dict[str, Any] | None]:
+def _tiny(config: str, options: ModelOptions) -> tuple[Any, "MakeInputs", dict[str, Any] | None]:
     import torch
 
     from tokenprune.evaluate.loading import choose_device, choose_dtype
     from tokenprune.testing import tiny_families, tiny_model
 
-    family, structure = args.config, None
+    family, structure = config, None
     if Path(family).is_file():
         family, structure = _structure(Path(family))
     if family not in tiny_families():
         raise ValueError(
-            f"--config {args.config}: the family is {family!r}, known are {', '.join(tiny_families())}; give one of "
+            f"--config {config}: the family is {family!r}, known are {', '.join(tiny_families())}; give one of "
             "them or a config.json"
         )
-    device = choose_device(args.device)
-    precision = choose_dtype(args.dtype, "cpu")
-    model, make_inputs = tiny_model(family, attn_implementation=args.attn, dtype=getattr(torch, precision), layers=4)
+    device = choose_device(options.device)
+    precision = choose_dtype(options.dtype, "cpu")
+    model, make_inputs = tiny_model(family, attn_implementation=options.attn, dtype=getattr(torch, precision), layers=4)
     model.to(device)
 
     def make(questions: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -1,75 +1,98 @@
 """`tokenprune select`: one image, one question, one strategy; what is kept and what it does to the answer."""
 
-import argparse
 import io
+import json as json_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from tokenprune.cli.options import add_model_options, load_model, make_console, position_policy
+from cyclopts import App, Parameter
 
+from tokenprune.cli.console import make_console
+from tokenprune.cli.options import (
+    AnswerOptions,
+    Flag,
+    JsonFlag,
+    ModelOptions,
+    check_counts,
+    load_model,
+    position_policy,
+)
 
-def add_parser(subparsers: Any) -> None:  # noqa: ANN401
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "select",
-        help="prune one image, draw the kept tokens, answer a question with and without pruning",
-        description="Prune one image: writes the image with dropped tokens faded, and prints both answers.",
-    )
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="a picture file")
-    parser.add_argument("--question", required=True, metavar="TEXT", help="the question put to the model")
-    parser.add_argument(
-        "--strategy",
-        default="trim_tokenator(keep=0.111)",
-        metavar="TEXT",
-        help='for example "mi_alignment(keep=0.8) >> greedy_repmax(keep=64)" (default: trim_tokenator(keep=0.111))',
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="picture to write (default: IMAGE's name with .kept.png)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="--out may be a file that is there (default: refused)")
-    add_model_options(parser)
+app = App(name="select")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Select, draw, answer."""
+@app.default
+def select(
+    image: Annotated[Path, Parameter(name="IMAGE")],
+    /,
+    *,
+    question: str,
+    strategy: str = "trim_tokenator(keep=0.111)",
+    out: Path | None = None,
+    overwrite: Flag = False,
+    model: ModelOptions = ModelOptions(),
+    answers: AnswerOptions = AnswerOptions(),
+    json: JsonFlag = False,
+) -> int:
+    """Prune one image: write the image with dropped tokens faded, and print both answers.
+
+    Args:
+        image: a picture file.
+        question: the question put to the model.
+        strategy: for example "mi_alignment(keep=0.8) >> greedy_repmax(keep=64)".
+        out: picture to write (default: IMAGE's name with .kept.png).
+        overwrite: --out may be a file that is there, which is refused otherwise.
+    """
     from tokenprune.core.text import parse
     from tokenprune.evaluate.samples import Sample, open_image
 
-    if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be 1 or more, got {args.max_new_tokens}")
-    if not args.image.is_file():
-        raise ValueError(f"the image {args.image} does not exist")
-    open_image(args.image)
-    strategy = parse(args.strategy)
-    out = output_file(args.image, args.out, overwrite=args.overwrite)
-    sample = Sample(id="image", images=(args.image,), question=args.question, answers=("",))
-    loaded = load_model(args)
+    check_counts(max_new_tokens=answers.max_new_tokens)
+    if not image.is_file():
+        raise ValueError(f"the image {image} does not exist")
+    open_image(image)
+    chosen = parse(strategy)
+    file = output_file(image, out, overwrite=overwrite)
+    sample = Sample(id="image", images=(image,), question=question, answers=("",))
+    loaded = load_model(model)
     from tokenprune.evaluate.kept_tokens import draw_kept
     from tokenprune.evaluate.run_folder import write_atomically
     from tokenprune.evaluate.runner import Runner
 
-    runner = Runner(loaded, [sample], 1, max_new_tokens=args.max_new_tokens, positions=position_policy(args))
-    runner.check([strategy])
+    runner = Runner(loaded, [sample], 1, max_new_tokens=answers.max_new_tokens, positions=position_policy(answers))
+    runner.check([chosen])
     runner.prepare()
     (dense,), _ = runner.run_batch(runner.batches[0], None)
-    (pruned,), seconds = runner.run_batch(runner.batches[0], strategy)
+    (pruned,), seconds = runner.run_batch(runner.batches[0], chosen)
     kept = pruned["images"][0]
-    picture = draw_kept(runner, sample, kept, merged=strategy.yields == "merged")
+    picture = draw_kept(runner, sample, kept, merged=chosen.yields == "merged")
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format=Image.registered_extensions()[out.suffix.lower()])
-    write_atomically(out, stream.getvalue())
+    Image.fromarray(picture).save(stream, format=Image.registered_extensions()[file.suffix.lower()])
+    write_atomically(file, stream.getvalue())
+    if json:
+        found = {
+            "strategy": repr(chosen),
+            "tokens_in": kept["tokens_in"],
+            "tokens_out": kept["tokens_out"],
+            "indices": kept["indices"],
+            "selection_seconds": seconds["selection"],
+            "dense": dense["answer"],
+            "pruned": pruned["answer"],
+            "picture": str(file),
+        }
+        print(json_module.dumps(found, indent=2, ensure_ascii=False))
+        return 0
     console = make_console()
     share = kept["tokens_out"] / kept["tokens_in"]
     summary = [
-        f"strategy   {strategy!r}",
+        f"strategy   {chosen!r}",
         f"kept       {kept['tokens_out']} of {kept['tokens_in']} visual tokens ({share:.1%}), "
         f"chosen in {1000 * (seconds['selection'] or 0):.1f} ms",
         f"tokens     {_brief(kept['indices'])}",
         f"dense      {dense['answer']}",
         f"pruned     {pruned['answer']}",
-        f"wrote      {out}",
+        f"wrote      {file}",
     ]
     for line in summary:
         console.print(line, markup=False, soft_wrap=True)

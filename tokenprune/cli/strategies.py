@@ -1,30 +1,23 @@
 """`tokenprune strategies`: every registered strategy with what it needs, where it acts and where it comes from."""
 
-import argparse
-import json
-from typing import Any
+import json as json_module
 
-from tokenprune.cli.options import make_console
+from cyclopts import App
 
+from tokenprune.cli.console import make_console
+from tokenprune.cli.options import JsonFlag
 
-def add_parser(subparsers: Any) -> None:  # noqa: ANN401
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "strategies",
-        help="list every strategy",
-        description="List every strategy, those of installed packages included.",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, one object per strategy")
+app = App(name="strategies")
 
 
 def facts() -> list[dict[str, object]]:
-    """What there is to say about every strategy, sorted: methods with a paper first, then the rest, by name."""
+    """Give the facts about every strategy, sorted: methods with a paper first, then the rest, by name."""
     from tokenprune.core.text import example as example_of
-    from tokenprune.core.text import strategies
+    from tokenprune.core.text import strategies as known
     from tokenprune.models.plan import site_of
 
     entries: list[dict[str, object]] = []
-    for name, cls in sorted(strategies().items(), key=lambda item: (not item[1].paper, item[0])):
+    for name, cls in sorted(known().items(), key=lambda item: (not item[1].paper, item[0])):
         example = example_of(cls)
         entries.append(
             {
@@ -69,11 +62,12 @@ def _words(value: object) -> list[str]:
     return [str(word) for word in value] if isinstance(value, list) else []
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the list."""
+@app.default
+def strategies(*, json: JsonFlag = False) -> int:
+    """List every strategy, those of installed packages included."""
     entries = facts()
-    if args.json:
-        print(json.dumps(entries, indent=2))
+    if json:
+        print(json_module.dumps(entries, indent=2))
         return 0
     from rich import box
     from rich.table import Table

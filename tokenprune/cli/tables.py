@@ -15,13 +15,23 @@ if TYPE_CHECKING:
 
 
 def result_tables(rows: Sequence[Row], console: "Console") -> "Iterator[Table]":
-    """The results as one table, or on a terminal too narrow for it as two: answers, then times."""
-    whole = _table(rows, answers=True, times=True)
-    if console.measure(whole, options=console.options.update(max_width=1000)).maximum <= console.width:
-        yield whole
-    else:
-        yield _table(rows, answers=True, times=False)
-        yield _table(rows, answers=False, times=True)
+    """Give the results as one table, or for a narrower terminal as several: answers, then times, columns whole."""
+    answers, times = range(len(ANSWERS)), range(len(ANSWERS), len(ANSWERS) + len(STAGES))
+    if _width(_table(rows, [*answers, *times]), console) <= console.width:
+        yield _table(rows, [*answers, *times])
+        return
+    for columns in (answers, times):
+        rest = list(columns)
+        while rest:
+            fits = len(rest)
+            while fits > 1 and _width(_table(rows, rest[:fits]), console) > console.width:
+                fits -= 1
+            yield _table(rows, rest[:fits])
+            rest = rest[fits:]
+
+
+def _width(table: "Table", console: "Console") -> int:
+    return console.measure(table, options=console.options.update(max_width=1000)).maximum
 
 
 def kind_table(rows: Sequence[Row]) -> "Table":
@@ -43,7 +53,7 @@ def kind_table(rows: Sequence[Row]) -> "Table":
     return table
 
 
-def _table(rows: Sequence[Row], *, answers: bool, times: bool) -> "Table":
+def _table(rows: Sequence[Row], columns: Sequence[int]) -> "Table":
     from rich import box
     from rich.table import Table
 
@@ -51,22 +61,17 @@ def _table(rows: Sequence[Row], *, answers: bool, times: bool) -> "Table":
     longest = max(len(row.method) for row in rows)
     table.add_column("Method", overflow="fold", min_width=min(longest, 16), max_width=36)
     table.add_column("Tokens", justify="right", no_wrap=True)
-    headers = list(ANSWERS) if answers else []
-    headers += [f"{stage.capitalize()}\nms" for stage in STAGES] if times else []
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
+    headers = [*ANSWERS, *(f"{stage.capitalize()}\nms" for stage in STAGES)]
+    for column in columns:
+        table.add_column(headers[column], justify="right", no_wrap=True)
     for _, group in groupby(rows, key=lambda row: (row.is_dense, repr(row.keep))):
         members = list(group)
         best = max(row.accuracy.value for row in members)
         # Fixed methods reach different numbers of tokens: none of them leads.
         leaders = [row for row in members if row.accuracy.value == best and not row.is_fixed]
         for row in members:
-            cells = [
-                row.method,
-                tokens_text(row),
-                *(answers_text(row) if answers else []),
-                *(times_text(row) if times else []),
-            ]
+            numbers = [*answers_text(row), *times_text(row)]
+            cells = [row.method, tokens_text(row), *(numbers[column] for column in columns)]
             table.add_row(*cells, style="bold" if leaders == [row] and len(members) > 1 else None)
         table.add_section()
     return table

@@ -1,4 +1,4 @@
-"""What `tokenprune gap` reads and where it writes, checked before the first minute of solving is spent."""
+"""What `tokenprune optimality` reads and where it writes, checked before the first minute of solving is spent."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,14 +87,14 @@ def claimed(out: Path) -> Iterator[None]:
         ValueError: when it holds the run of another command, cannot be made, or another process writes into it.
     """
     from tokenprune.evaluate.lock import locked
-    from tokenprune.evaluate.manifest import MANIFEST, read_manifest
+    from tokenprune.evaluate.report.folder import MANIFEST, read_manifest
 
     if (out / MANIFEST).exists():
         try:
-            kind = f"of {read_manifest(out).kind!r}"
+            kind = f"of {read_manifest(out)['kind']!r}"
         except ValueError:
             kind = "of which it cannot be said what it is (its manifest.json is damaged)"
-        if kind != "of 'gap'":
+        if kind not in ("of 'optimality'", "of 'gap'"):
             raise ValueError(f"--out {out} holds a run {kind}, whose report would be lost; choose another folder")
     with locked(out):
         yield

@@ -1,9 +1,7 @@
 """Answers with their probabilities: what analyses of single answers need beside the text."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,18 +11,13 @@ from tokenprune.core.places import Positions
 from tokenprune.core.selection import Selection
 from tokenprune.core.signals import IMAGE_KEY, Signal
 from tokenprune.core.strategy import PruningStrategy
+from tokenprune.evaluate.answer import answer_lengths, answer_prompt, end_ids
 from tokenprune.evaluate.batches import PictureNames, processed
-from tokenprune.evaluate.decode import answer_lengths
 from tokenprune.evaluate.loading import LoadedModel, on_device
 from tokenprune.evaluate.metrics import exact_match
 from tokenprune.evaluate.samples import Sample
-from tokenprune.models import Prompt, Vision, adapter_for, build_prompt, compact, select_tokens
-from tokenprune.models.decoder.attach import cut_inside
-from tokenprune.models.decoder.inject import ready
+from tokenprune.models import Prompt, Vision, adapter_for, build_prompt
 from tokenprune.models.encode.clip import see
-from tokenprune.models.plan import make_plan
-from tokenprune.models.prompt.choose import place_strategy
-from tokenprune.models.prompt.pruned import Pruned
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -139,27 +132,18 @@ def answer(
     """
     if strategy is not None and selections is not None:
         raise ValueError("answer: give a strategy or selections, not both")
-    adapter, prompt = adapter_for(loaded.model), batch.prompt
-    plan = None if strategy is None else make_plan(place_strategy(strategy, adapter), positions)
-    policy = (positions or "compact") if plan is None else plan.policy
-    if selections is None:
-        selections = select_tokens(None if plan is None else plan.before, prompt)[0]
-    pruned = compact(prompt, selections, positions=policy)
-    arguments = {
-        **pruned.generate_kwargs(placed=True),
-        "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "num_beams": 1,
-    }
-    with ExitStack() as stack:
-        stack.enter_context(ready(adapter, pruned))
-        if plan is not None and plan.cuts:
-            stack.enter_context(cut_inside(adapter, plan, Pruned(prompt, pruned, list(selections), 0.0)))
-            arguments["disable_compile"] = True
-        out: Any = loaded.model.generate(**arguments, return_dict_in_generate=True, output_logits=True)
-    new = out.sequences[:, pruned.ids.shape[1] :].cpu()
+    ran = answer_prompt(
+        adapter_for(loaded.model),
+        batch.prompt,
+        strategy,
+        selections=selections,
+        positions=positions,
+        max_new_tokens=max_new_tokens,
+        options={"output_logits": True},
+    )
+    new = ran.new.cpu()
     # (steps, rows): the log-probability of the token that was chosen at each step.
-    steps = [torch.log_softmax(logits.float(), dim=-1).cpu() for logits in out.logits]
+    steps = [torch.log_softmax(logits.float(), dim=-1).cpu() for logits in ran.logits]
     chosen = torch.stack([step.gather(1, new[:, i : i + 1])[:, 0] for i, step in enumerate(steps)])
     texts = [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
     return [
@@ -170,11 +154,6 @@ def answer(
             first=steps[0][row],
         )
         for row, (text, sample, length) in enumerate(
-            zip(texts, batch.samples, answer_lengths(new, _end_ids(loaded)), strict=True)
+            zip(texts, batch.samples, answer_lengths(new, end_ids(loaded.model)), strict=True)
         )
     ]
-
-
-def _end_ids(loaded: LoadedModel) -> frozenset[int]:
-    ends = loaded.model.generation_config.eos_token_id
-    return frozenset() if ends is None else frozenset(ends if isinstance(ends, list) else [ends])

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from tokenprune.baselines.layer_budget import keep_for_layer_average
 from tokenprune.core.budget import Keep, check_keep, keep_count
-from tokenprune.core.places import InDecoder
+from tokenprune.core.places import InDecoder, Positions
 from tokenprune.core.strategy import PruningStrategy
 from tokenprune.evaluate.methods import Method, show_budget
+from tokenprune.evaluate.run_folder import slug
 
 DENSE = "dense"
 """Label of the unpruned model."""
@@ -23,6 +24,7 @@ class Cell:
         keep: the budget; None for the dense model and for fixed methods, which have none.
         seed: of the random stages; None where there is nothing random.
         strategy: what selects.
+        positions: "original" or "compact"; None for what the comparison or the strategy's authors do.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Cell:
     keep: Keep | None = None
     seed: int | None = None
     strategy: PruningStrategy | None = None
+    positions: Positions | None = None
 
 
 def make_cells(methods: Sequence[Method], budgets: Sequence[Keep], seeds: Sequence[int]) -> list[Cell]:
@@ -68,7 +71,7 @@ def make_cells(methods: Sequence[Method], budgets: Sequence[Keep], seeds: Sequen
                 continue
             for seed in seeds if method.seeded else (None,):
                 level = "fixed" if keep is None else show_budget(keep).replace("%", "pct")
-                parts = [f"{len(cells):03d}", _slug(method.label), level]
+                parts = [f"{len(cells):03d}", slug(method.label), level]
                 cells.append(
                     Cell(
                         id="-".join(parts if seed is None else [*parts, f"s{seed}"]),
@@ -102,10 +105,9 @@ def on_layer_average(cells: Sequence[Cell], *, n: int, layers: int) -> list[Cell
         if cell.strategy is None or cell.keep is None or not isinstance(cell.strategy.place, InDecoder):
             converted.append(cell)
             continue
-        method, seed = Method(cell.method), cell.seed or 0
 
-        def build(keep: Keep, method: Method = method, seed: int = seed) -> PruningStrategy:
-            return method.strategy(keep=keep, seed=seed).at_depth(layers)
+        def build(keep: Keep, strategy: PruningStrategy = cell.strategy) -> PruningStrategy:
+            return strategy.with_keep(keep).at_depth(layers)
 
         wanted = keep_count(cell.keep, n)
         try:
@@ -113,10 +115,5 @@ def on_layer_average(cells: Sequence[Cell], *, n: int, layers: int) -> list[Cell
         except ValueError as error:
             raise ValueError(f"{cell.method} at a budget of {show_budget(cell.keep)}: {error}") from error
         keep = found if isinstance(cell.keep, int) else found / n
-        converted.append(replace(cell, strategy=method.strategy(keep=keep, seed=seed)))
+        converted.append(replace(cell, strategy=cell.strategy.with_keep(keep)))
     return converted
-
-
-def _slug(text: str) -> str:
-    kept = "".join(c if c.isalnum() or c in "._" else "-" for c in text)
-    return "-".join(filter(None, kept.split("-")))[:48]

@@ -1,19 +1,21 @@
 """The files of a run folder that people and other programs read: samples.jsonl, selections.parquet, results.csv."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenprune.evaluate.cells import Cell
 from tokenprune.evaluate.contract import CONDITIONS, conditions
 from tokenprune.evaluate.extras import need
 from tokenprune.evaluate.metrics import METRIC, METRIC_VERSION
+from tokenprune.evaluate.report import frame
 from tokenprune.evaluate.run_folder import RunFolder, write_atomically
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.statistics import agreement
 from tokenprune.evaluate.summary import STAGES, Row, correctness
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def samples_jsonl(cells: Sequence[Cell], contents: Mapping[str, Mapping[str, Any]], samples: Sequence[Sample]) -> str:
@@ -82,16 +84,14 @@ def selections_parquet(cells: Sequence[Cell], contents: Mapping[str, Mapping[str
     return bytes(sink.getvalue().to_pybytes())
 
 
-def results_csv(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
-    """The results table with everything in it; shares are in [0, 1], times in milliseconds per sample.
+def results_frame(rows: Sequence[Row], config: Mapping[str, Any]) -> "pd.DataFrame":
+    """Give the results table with everything in it; shares are in [0, 1], times in milliseconds per sample.
 
     Args:
         rows: the results table.
         config: of the run; every row repeats the conditions, so that tables of several runs can be put together.
     """
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds if kind))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     header = ["method", "keep", "seeds", "n", "tokens_in", "tokens_out", "accuracy", "accuracy_low", "accuracy_high"]
     header += ["seed_sd", "minus_random", "minus_random_low", "minus_random_high"]
     header += ["p_random", "p_random_holm", "random_keep", "no_random", "resampled_units", "agreement"]
@@ -100,7 +100,7 @@ def results_csv(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
     header += [f"{stage}_ms{end}" for stage in STAGES for end in ("", "_q25", "_q75")]
     header += CONDITIONS
     same = list(conditions(config).values())
-    writer.writerow(header + [f"accuracy_{kind}" for kind in kinds])
+    table: list[list[object]] = []
     for row in rows:
         difference = row.difference
         values: list[object] = [row.method, row.keep, row.seeds, row.samples, row.tokens_in, row.tokens_out]
@@ -114,8 +114,8 @@ def results_csv(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
             values += [None] * 3 if spread is None else [spread.median, spread.low, spread.high]
         values += same
         values += [row.kinds.get(kind) for kind in kinds]
-        writer.writerow([_cell(value) for value in values])
-    return out.getvalue()
+        table.append(values)
+    return frame(header + [f"accuracy_{kind}" for kind in kinds], table)
 
 
 def export(
@@ -123,16 +123,7 @@ def export(
     cells: Sequence[Cell],
     contents: Mapping[str, Mapping[str, Any]],
     samples: Sequence[Sample],
-    rows: Sequence[Row],
-    config: Mapping[str, Any],
 ) -> None:
-    """Write the three files from the cells that are finished."""
+    """Write the two files from the cells that are finished."""
     write_atomically(folder.path / "samples.jsonl", samples_jsonl(cells, contents, samples).encode())
     write_atomically(folder.path / "selections.parquet", selections_parquet(cells, contents))
-    write_atomically(folder.path / "results.csv", results_csv(rows, config).encode())
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-EVAL_PACKAGES = ("matplotlib", "pyarrow", "statsmodels", "jinja2")
+EVAL_PACKAGES = ("matplotlib", "pandas", "pyarrow", "statsmodels", "jinja2")
 
 
 def need(module: str) -> ModuleType:

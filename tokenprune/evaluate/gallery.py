@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tokenprune.evaluate.extras import need
 from tokenprune.evaluate.figures import STYLE, to_png
-from tokenprune.evaluate.overlay import Pixels, overlay
+from tokenprune.evaluate.report.pictures import Pixels, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

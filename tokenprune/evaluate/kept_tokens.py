@@ -7,11 +7,10 @@ import numpy as np
 
 from tokenprune.evaluate.batches import processed
 from tokenprune.evaluate.cells import Cell
-from tokenprune.evaluate.galleries import jpeg
 from tokenprune.evaluate.gallery import Answer, Column, gallery
 from tokenprune.evaluate.methods import show_budget
-from tokenprune.evaluate.overlay import Pixels, overlay, seen_picture
-from tokenprune.evaluate.page import Card, Slide, Word
+from tokenprune.evaluate.report.pictures import Pixels, overlay, seen_picture
+from tokenprune.evaluate.report.slides import Card, Slide, Word, jpeg
 from tokenprune.evaluate.runner import Runner
 from tokenprune.evaluate.samples import Sample
 from tokenprune.evaluate.summary import correctness

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenprune.evaluate.overlay import Pixels, overlay, seen_picture
+from tokenprune.evaluate.report.pictures import Pixels, overlay, seen_picture
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from tokenprune.evaluate.manifest import Summary
 from tokenprune.evaluate.methods import CONTROLS, show_budget
+from tokenprune.evaluate.report import Shown
 from tokenprune.evaluate.summary import STAGES, Row
 
 LEVEL = 0.05
@@ -12,7 +12,7 @@ LEVEL = 0.05
 ANSWERS = ("Acc %", "vs Random [95% CI]", "Agree %", "R→W", "W→R")
 
 
-def results_summary(rows: Sequence[Row], *, metric: str) -> Summary:
+def results_summary(rows: Sequence[Row], *, metric: str) -> Shown:
     """Every row with everything that the reporting contract asks for.
 
     Args:
@@ -43,7 +43,7 @@ def results_summary(rows: Sequence[Row], *, metric: str) -> Summary:
                 *times_text(row),
             )
         )
-    return Summary(
+    return Shown(
         title="Results",
         columns=columns,
         rows=tuple(body),
@@ -65,9 +65,9 @@ def leaders(rows: Sequence[Row]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def kinds_summary(rows: Sequence[Row]) -> Summary:
+def kinds_summary(rows: Sequence[Row]) -> Shown:
     """Accuracy by kind of question."""
-    return Summary(
+    return Shown(
         title="Accuracy by kind of question, %",
         columns=("Method", "Tokens", *(kind or "(none)" for kind in rows[0].kinds)),
         rows=tuple(

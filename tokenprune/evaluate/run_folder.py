@@ -170,3 +170,14 @@ def _read(file: Path) -> dict[str, Any]:
         return read_json_object(file)
     except ValueError as error:
         raise ValueError(f"{error}; delete it and run again") from None
+
+
+def slug(text: str) -> str:
+    """Turn a text into a part of a file name: letters, digits, dots and lines, at most 48.
+
+    Examples:
+        >>> slug("trim_tokenator(keep=64)"), slug("..")
+        ('trim_tokenator-keep-64', 'run')
+    """
+    kept = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in text)
+    return "-".join(filter(None, kept.split("-")))[:48].strip("-.") or "run"

@@ -10,11 +10,10 @@ from tokenprune.core.merging import Merging
 from tokenprune.core.places import Positions
 from tokenprune.core.signals import Signal
 from tokenprune.core.strategy import PruningStrategy
+from tokenprune.evaluate.answer import answer_lengths, answer_timed, end_ids
 from tokenprune.evaluate.answers import signals_of
 from tokenprune.evaluate.batches import Batch, PictureNames, make_batches, processed
 from tokenprune.evaluate.cells import Cell
-from tokenprune.evaluate.cost.stages import run_stages
-from tokenprune.evaluate.decode import answer_lengths
 from tokenprune.evaluate.features import DEFAULT_CACHE_BYTES, FeatureCache, join_vision, split_vision, take_images
 from tokenprune.evaluate.loading import LoadedModel, on_device
 from tokenprune.evaluate.samples import Sample
@@ -109,39 +108,41 @@ class Runner:
         for number, batch in enumerate(self.batches):
             warm = number > 0
             if len(self.batches) == 1:
-                self.run_batch(batch, cell.strategy)
+                self.run_batch(batch, cell.strategy, cell.positions)
                 warm = True
-            answers, seconds = self.run_batch(batch, cell.strategy)
+            answers, seconds = self.run_batch(batch, cell.strategy, cell.positions)
             records.extend(answers)
             times.append({"samples": len(batch.samples), "counted": warm, **seconds})
             progress()
         return {
             "cell": cell.id,
             "strategy": None if cell.strategy is None else repr(cell.strategy),
-            "positions": self._policy(cell.strategy),
+            "positions": self._policy(cell),
             "samples": records,
             "batches": times,
         }
 
     def run_batch(
-        self, batch: Batch, strategy: PruningStrategy | None
+        self, batch: Batch, strategy: PruningStrategy | None, positions: Positions | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
         """One batch: an answer and the kept tokens per sample, and the seconds of each stage."""
         tower = None if strategy is None else make_plan(strategy).tower
         features, seeing = (self._features(batch), None) if tower is None else self._merged(batch, tower)
-        ran = run_stages(
+        ran = answer_timed(
             self.adapter,
             self._ids(batch),
             features,
             strategy,
-            positions=self.positions,
+            positions=positions or self.positions,
             max_new_tokens=self.max_new_tokens,
         )
         new = ran.new.cpu()
         texts = self.loaded.processor.batch_decode(new, skip_special_tokens=True)
         records: list[dict[str, Any]] = [
             {"id": sample.id, "answer": text.strip(), "output_tokens": length, "images": []}
-            for sample, text, length in zip(batch.samples, texts, answer_lengths(new, self._end_ids()), strict=True)
+            for sample, text, length in zip(
+                batch.samples, texts, answer_lengths(new, end_ids(self.loaded.model)), strict=True
+            )
         ]
         for i, (segment, selection) in enumerate(zip(ran.prompt.segments, ran.selections, strict=True)):
             indices = None if strategy is None else selection.indices.tolist()
@@ -152,8 +153,9 @@ class Runner:
         seconds = {"selection": ran.selection, "prefill": ran.prefill, "decode": ran.decode}
         return records, seconds if seeing is None else {"vision": seeing, **seconds}
 
-    def _policy(self, strategy: PruningStrategy | None) -> Positions:
-        return self.positions or ("compact" if strategy is None else strategy.place.positions)
+    def _policy(self, cell: Cell) -> Positions:
+        own = cell.positions or self.positions
+        return own or ("compact" if cell.strategy is None else cell.strategy.place.positions)
 
     def _ids(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {name: value.to(self.device) for name, value in batch.inputs.items()}
@@ -194,7 +196,3 @@ class Runner:
             )
         parts = split_vision(vision)
         return join_vision([parts[place] for place in places])
-
-    def _end_ids(self) -> frozenset[int]:
-        ends = self.loaded.model.generation_config.eos_token_id
-        return frozenset() if ends is None else frozenset(ends if isinstance(ends, list) else [ends])

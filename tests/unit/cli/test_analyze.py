@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.unit.evaluate.tiny import tiny_loaded, write_folder
 from tokenprune.cli.main import main
-from tokenprune.evaluate.manifest import read_manifest
+from tokenprune.evaluate.report import read_report
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -53,11 +53,11 @@ def test_each_analysis_prints_a_table_and_writes_its_files(
     facts = json.loads((folder / "run.json").read_text())
     assert (facts["model"], facts["images"], facts["data"]) == ("bundled", 3, "bundled scenes")
     assert len(facts["weights"]) == 64
-    manifest = read_manifest(folder)
-    assert (manifest.kind, [item.file for item in manifest.tables]) == (f"analyze {what}", files)
-    assert [item.file for item in manifest.figures] == figures(what)
-    assert manifest.command.startswith(f"tokenprune analyze {what} --count 3")
-    assert all(len(row) == len(summary.columns) for summary in manifest.summaries for row in summary.rows)
+    report = read_report(folder)
+    assert (report.kind, [f"{name}.csv" for name in report.tables]) == (f"analyze {what}", files)
+    assert [f"{name}.png" for name in report.figures] == figures(what)
+    assert report.command.startswith(f"tokenprune analyze {what} --count 3")
+    assert all(len(row) == len(summary.columns) for summary in report.shown for row in summary.rows)
 
 
 def test_cases_are_shown_with_pictures_and_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,15 +101,12 @@ def test_another_model_and_data_set_and_strategies_of_ones_own(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["ablation", "--count", "1", "--strategy", "random(keep=4)"], "ablation has its own list"),
         (["ablation", "--keep", "0"], "--keep must be like 64"),
         (["ablation", "--exact-seconds", "-1"], "--exact-seconds must be 0"),
-        (["gap", "--count", "1", "--strategy", "random(keep=4)"], "choose budgets by --keep"),
         (["gap", "--count", "1", "--exact-seconds", "0"], "must be more than 0 for gap"),
         (["information", "--count", "1", "--strategy", "random(keep=4)"], "give one mi_alignment"),
         (["alignment", "--count", "0"], "--count must be 1 or more, got 0"),
         (["redundancy", "--tau", "2"], "--tau must lie between -1 and 1, got 2.0"),
-        (["redundancy", "--strategy", "random(keep=4)"], "leave it out"),
         (["alignment", "--count", "1", "--strategy", "random(keep=4)"], "give mi_alignment"),
         (["spatial", "--count", "1", "--strategy", "fastv(keep=4)"], "acts inside the language model"),
         (["alignment", "--count", "1", "--strategy", "mi_alignment(keep=1.0)"], "drops none of the 256 tokens"),
@@ -122,6 +119,52 @@ def test_wrong_input_names_the_way_out(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("what", "option"),
+    [
+        ("ablation", "--strategy"),
+        ("gap", "--strategy"),
+        ("redundancy", "--strategy"),
+        ("spatial", "--layers"),
+        ("redundancy", "--letterbox"),
+        ("damage", "--tau"),
+        ("alignment", "--seeds"),
+    ],
+)
+def test_every_analysis_has_its_own_options_and_no_others(
+    what: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["analyze", what, option, "1"])
+    err = capsys.readouterr().err
+    assert f"usage: tokenprune analyze {what} [OPTIONS]; tokenprune analyze {what} --help says more" in err
+    assert f"tokenprune analyze {what}: error: Unknown option: {option}" in err
+    with pytest.raises(SystemExit, match="0"):
+        main(["analyze", what, "--help"])
+    assert option not in capsys.readouterr().out
+
+
+def test_help_is_the_docstring_of_the_analysis(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["analyze", "damage", "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in ("Count flips", "random draws of strategies that draw. [default: 3]", "--max-new-tokens", "--json"):
+        assert words in out
+
+
+def test_json_is_the_report_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["analyze", "redundancy", "--count", "2", "--device", "cpu", "--out", str(tmp_path), "--json"]
+    assert main(base) == 0
+    told = json.loads(capsys.readouterr().out)
+    written = rows(tmp_path / "analyze-redundancy" / "redundancy.csv")
+    assert len(told["tables"]["redundancy"]) == len(written) > 0
+    for row, line in zip(told["tables"]["redundancy"], written, strict=True):
+        assert (row["measure"], row["side"]) == (line["measure"], line["side"])
+        assert row["value"] == (float(line["value"]) if line["value"] else None)  # all digits, in both
+    assert told["folder"] == str(tmp_path / "analyze-redundancy")
+    assert (told["kind"], told["configuration"]["images"]) == ("analyze redundancy", 2)
+
+
 def test_redundancy_layer_by_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "redundancy", "--layers", "--count", "2", "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert "behind the last layer" in capsys.readouterr().out
@@ -129,8 +172,7 @@ def test_redundancy_layer_by_layer(tmp_path: Path, capsys: pytest.CaptureFixture
     table = rows(folder / "layers.csv")
     assert {row["layer"] for row in table} == {"0", "1", "2", "3", "4"}
     assert {row["side"] for row in table} == {"visual", "text", "difference"}
-    assert read_manifest(folder).figures[0].file == "layers.png"
-    assert main(["analyze", "spatial", "--layers", "--out", str(tmp_path)]) == 2
+    assert list(read_report(folder).figures) == ["layers"]
 
 
 def test_ablation_keeps_a_folder_of_its_own_and_goes_on_with_it(
@@ -152,8 +194,8 @@ def test_ablation_keeps_a_folder_of_its_own_and_goes_on_with_it(
     ):
         assert word in out
     (folder,) = (tmp_path / "runs").iterdir()
-    manifest = read_manifest(folder)
-    assert (manifest.kind, manifest.configuration["keep"]) == ("analyze ablation", 4)
+    report = read_report(folder)
+    assert (report.kind, report.configuration["keep"]) == ("analyze ablation", 4)
     table = rows(folder / "ablation.csv")
     assert {row["factor"] for row in table} >= {"stages", "optimiser", "objective", "order and positions", "controls"}
     assert len((folder / "ablation.png").read_bytes()) > 10_000
@@ -174,7 +216,7 @@ def test_gap_against_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(rows(folder / "gap_samples.csv")) == 3 * 10
     found = {(row["set"], row["measure"]): row["value"] for row in rows(folder / "gap_accuracy.csv")}
     assert float(found["exact", "gap"]) <= float(found["greedy", "gap"]) < float(found["random 100%", "gap"])
-    assert read_manifest(folder).configuration["budgets"] == [28]
+    assert read_report(folder).configuration["budgets"] == [28]
 
 
 def test_information_on_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,4 +237,3 @@ def test_tokens_kept_in_the_padding_of_letterboxed_pictures(tmp_path: Path) -> N
     found = {row["measure"]: row for row in rows(tmp_path / "analyze-spatial-letterbox" / "spatial.csv")}
     assert float(found["padding_share"]["value"]) == 6 / 16  # 3 of 16 rows above and 3 below, or columns
     assert float(found["padding_kept"]["value"]) == pytest.approx(6 / 16, abs=0.13)
-    assert main(["analyze", "redundancy", "--letterbox", "--out", str(tmp_path)]) == 2

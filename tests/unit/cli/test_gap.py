@@ -1,4 +1,4 @@
-"""`tokenprune gap` on files and synthetic clouds: table, CSV, figure, errors."""
+"""`tokenprune optimality` on files and synthetic clouds: table, CSV, figure, errors."""
 
 import csv
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tokenprune.cli.gap import _method, parse_keep, percent
 from tokenprune.cli.main import main
+from tokenprune.cli.optimality import _method, percent
 from tokenprune.cli.token_files import read_tokens
 from tokenprune.repmax import GapRow, exact_repmax, greedy_repmax, measure_gap, token_cloud
 
@@ -65,7 +65,7 @@ def test_the_rows_say_the_truth() -> None:
     [
         (["nowhere.npy"], "does not exist"),
         (["--synthetic", "real"], "kind must be one of"),
-        (["--synthetic", "dups", "--keep", "many"], "--keep must list"),
+        (["--synthetic", "dups", "--keep", "many"], "--keep must be like"),
         (["--synthetic", "dups", "--keep", "0"], "--keep must be"),
         (["--synthetic", "dups", "--keep", "576"], "it must be 2 to 575"),
         (["--synthetic", "dups", "--distance", "l1"], "--distance must list"),
@@ -87,7 +87,6 @@ def test_reading(tmp_path: Path) -> None:
         list(read_tokens(tmp_path / "x.txt"))
     with pytest.raises(ValueError, match="k must be in"):
         measure_gap(np.eye(4), 4)
-    assert parse_keep(" 12.5%") == 0.125
     assert percent(0.0) == "0"
 
 

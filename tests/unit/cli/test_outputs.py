@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.unit.evaluate.tiny import tiny_image, tiny_loaded
 from tokenprune.cli.main import main
 from tokenprune.cli.token_files import read_tokens
-from tokenprune.evaluate.manifest import Manifest, read_manifest, write_manifest
+from tokenprune.evaluate.report import Report, read_manifest
 
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 
@@ -169,7 +169,7 @@ def test_token_files_that_were_cut_or_changed(
 
 
 def test_gap_does_not_write_into_the_run_of_another_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_manifest(tmp_path, Manifest(kind="compare", title="t", command="c"))
+    Report(kind="compare", title="t", command="c").write(tmp_path)
     before = read_manifest(tmp_path)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(6, 3)))
     assert gap(tmp_path / "x.npy", "--out", tmp_path) == 2

@@ -212,7 +212,7 @@ def test_another_configuration_gets_another_folder(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_run_missing", stop)
+    monkeypatch.setattr(module, "run_missing", stop)
     other = again(loaded, samples, whole.folder.parent, settings=tiny_settings(**change))
     assert other.folder != whole.folder
     assert other.rows == ()
@@ -225,7 +225,7 @@ def test_resuming_after_an_interruption_gives_the_uninterrupted_result(
     first = again(loaded, samples, tmp_path, progress=StopAfter(3 + 3 * 4 + 2))
     assert not first.complete
     assert first.finished == 4
-    assert first.report["status"] == "interrupted"
+    assert first.facts["status"] == "interrupted"
     assert [row.method for row in first.rows] == ["dense", "random", "uniform_grid"]
     assert (first.folder / "samples.jsonl").is_file()
     before = {file.name: file.read_bytes() for file in (first.folder / "cells").iterdir()}
@@ -235,7 +235,7 @@ def test_resuming_after_an_interruption_gives_the_uninterrupted_result(
     assert second.folder == first.folder
     assert second.complete
     assert second.reused == 4
-    assert len(second.report["sessions"]) == 2
+    assert len(second.facts["sessions"]) == 2
     for name, content in before.items():
         assert (second.folder / "cells" / name).read_bytes() == content
     assert numbers(second) == numbers(whole)
@@ -346,3 +346,21 @@ def test_p_values_stand_beside_the_intervals_corrected_per_budget(whole: Compari
         assert float(line["p_random"]) == pytest.approx(row.p_value, rel=1e-5)
         assert float(line["p_random_holm"]) == pytest.approx(row.p_corrected, rel=1e-5)
     assert table["random", "2"]["p_random"] == ""
+
+
+def test_methods_as_texts_give_a_table_for_people_and_programs(tmp_path: Path) -> None:
+    from tokenprune.evaluate import Method, Settings, compare
+
+    loaded, samples = tiny_loaded(), tiny_samples(4)
+    options: dict[str, Any] = {"budgets": [2], "seeds": 1, "batch_size": 3, "max_new_tokens": 2}
+    done = compare(loaded, samples, ["greedy_repmax"], **options, out=tmp_path, figures=False)
+    assert done.table["method"].tolist() == ["dense", "random", "uniform_grid", "grid_pool", "greedy_repmax"]
+    assert done.table["accuracy"].tolist() == [row.accuracy.value for row in done.rows]
+    assert done.report.to_json()["tables"]["results"][4]["keep"] == 2
+    settings = Settings(methods=(Method("greedy_repmax"),), budgets=(2,), seeds=(0,), batch_size=3, max_new_tokens=2)
+    again = compare(loaded, samples, settings, out=tmp_path, figures=False)
+    assert (again.folder, again.reused) == (done.folder, 5)
+    with pytest.raises(ValueError, match="budgets is part of Settings"):
+        compare(loaded, samples, settings, budgets=[2], out=tmp_path)
+    with pytest.raises(TypeError, match="put it into a list"):
+        compare(loaded, samples, "greedy_repmax", out=tmp_path)

@@ -1,6 +1,7 @@
 """Methods without a budget in a comparison: a row of their own, with what they reached."""
 
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,15 @@ from tokenprune.evaluate.batches import resampling_units
 from tokenprune.evaluate.comparison import Comparison, compare
 from tokenprune.evaluate.loading import LoadedModel
 from tokenprune.evaluate.methods import Method
-from tokenprune.evaluate.result_table import findings, leaders, legend, results_summary
+from tokenprune.evaluate.result_table import (
+    answers_text,
+    findings,
+    leaders,
+    legend,
+    results_summary,
+    times_text,
+    tokens_text,
+)
 from tokenprune.evaluate.runner import Runner
 from tokenprune.evaluate.significance import corrected
 from tokenprune.evaluate.statistics import paired_difference
@@ -114,6 +123,19 @@ def test_none_of_them_leads_for_they_reached_different_numbers(done: Comparison)
     console = Console(width=400)
     (shown,) = result_tables(best, console)
     assert shown.rows[-3].style is None
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_no_number_is_cut_on_a_narrow_terminal(done: Comparison, width: int) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, highlight=False)
+    for table in result_tables(done.rows, console):
+        console.print(table)
+    text = stream.getvalue()
+    assert "…" not in text
+    for row in done.rows:
+        for cell in (tokens_text(row), *answers_text(row), *times_text(row)):
+            assert cell in text, cell
 
 
 def test_the_files_have_them(done: Comparison, rows: dict[str, Row]) -> None:

@@ -66,7 +66,7 @@ def test_budgets_may_be_means_over_layers(tmp_path: Path) -> None:
     assert found["fastv(layer=1)", 0.75] == (12, 8)
     assert found["fastv(layer=1)", 0.5625] == (9, 2)
     assert found["greedy_repmax(keep=13) >> fastv(layer=1)", 0.75] == (12, 11)
-    assert result.report["config"]["budget"] == "layer-average"
+    assert result.facts["config"]["budget"] == "layer-average"
 
 
 def test_merging_in_the_tower_leaves_the_features_of_other_methods_alone_and_has_its_own_time(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def test_only_open_seeds_count(text: str, seeded: bool) -> None:
     [
         ("greedy_repmax(keep=64)", "leave it out here"),
         ("greedy_repmax(64)", "leave it out here"),
-        ("greedy_repmax(", "parse: cannot read"),
+        ("greedy_repmax(", "cannot read 'greedy_repmax"),
         ("greedy_repma", "did you mean greedy_repmax"),
-        ("1 + 1", "expected a call like .*, got '1 \\+ 1'"),
-        ("random >> ", "parse: cannot read"),
+        ("1 + 1", "expected a call like greedy_repmax"),
+        ("random >> ", "cannot read 'random >> '"),
         ("greedy_repmax(distance='x')", "distance must be one of"),
     ],
 )

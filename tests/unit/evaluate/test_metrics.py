@@ -132,4 +132,4 @@ def test_every_row_of_a_run_names_metric_and_version(tmp_path: Path) -> None:
     rows += [json.loads(line) for line in (done.folder / "samples.jsonl").read_text().splitlines()]
     assert {(row["metric"], str(row["metric_version"])) for row in rows} == {(METRIC, str(METRIC_VERSION))}
     assert f"{METRIC} v{METRIC_VERSION}" in done.footer
-    assert f"{METRIC}, version {METRIC_VERSION}" in str(done.report["metric"])
+    assert f"{METRIC}, version {METRIC_VERSION}" in str(done.facts["metric"])

@@ -10,8 +10,8 @@ from PIL import Image
 from tests.unit.evaluate.tiny import tiny_image, tiny_processor
 from tokenprune.evaluate.figures import accuracy_figure
 from tokenprune.evaluate.gallery import Answer, Column, gallery
-from tokenprune.evaluate.overlay import overlay, seen_picture
 from tokenprune.evaluate.picture import as_html, draw_record
+from tokenprune.evaluate.report.pictures import overlay, seen_picture
 from tokenprune.models import ImageRecord
 
 PICTURE = np.full((40, 40, 3), 90, dtype=np.uint8)

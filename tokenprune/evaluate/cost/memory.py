@@ -58,28 +58,6 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak.what, peak.total, peak.above = RESIDENT, after, max(0, after - before)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return min([*found, *_container()]) if found else None
-
-
-def _container() -> list[int]:
-    """What a control group with a limit leaves, when there is one."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return []
-    return [] if limit == "max" else [max(0, int(limit) - int(used))]
-
-
 def _reset() -> int | None:
     try:
         _RESET.write_text("5", encoding="ascii")  # sets the high-water mark to the present value

@@ -8,6 +8,7 @@ import torch
 
 from tokenprune.core.signals import IMAGE_KEY, PROJECT, FromProjector, FromTower, Signal
 from tokenprune.core.strategy import PruningStrategy
+from tokenprune.evaluate.answer import Stages, answer_timed
 from tokenprune.evaluate.cells import DENSE
 from tokenprune.evaluate.cost.break_even import Pace, output_lengths
 from tokenprune.evaluate.cost.configs import random_model, random_pictures, random_prompts
@@ -16,7 +17,6 @@ from tokenprune.evaluate.cost.kv import cache_layers
 from tokenprune.evaluate.cost.memory import peak_memory
 from tokenprune.evaluate.cost.roofline import Roofline
 from tokenprune.evaluate.cost.shapes import DecoderShape, TowerShape
-from tokenprune.evaluate.cost.stages import Stages, run_stages
 from tokenprune.evaluate.cost.timing import Spread, spread, time_call
 from tokenprune.models import adapter_for
 from tokenprune.models.reading.vision import Vision
@@ -157,7 +157,7 @@ class ModelBench:
             found: dict[str, list[Stages]] = {"dense": [], "pruned": []}
             for number in range(setup.warmup + max(3, setup.repeats)):
                 for name, chooser in (("dense", None), ("pruned", strategy)):
-                    ran = run_stages(
+                    ran = answer_timed(
                         self.adapter, inputs, vision, chooser, max_new_tokens=1, options={"disable_compile": True}
                     )
                     if number >= setup.warmup:
@@ -178,7 +178,7 @@ class ModelBench:
 
     def _run(self, inputs: Mapping[str, Any], vision: Vision, strategy: PruningStrategy | None) -> Stages:
         options = self.setup.options()
-        return run_stages(self.adapter, inputs, vision, strategy, max_new_tokens=self.setup.new, options=options)
+        return answer_timed(self.adapter, inputs, vision, strategy, max_new_tokens=self.setup.new, options=options)
 
     def _see(self, batch: int, strategy: PruningStrategy | None) -> tuple[Vision, Spread, int]:
         """The encoded pictures, the time that takes, and how many went through the tower."""

@@ -1,7 +1,6 @@
 """The least time that a device needs for so much arithmetic and so many bytes."""
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -49,42 +48,6 @@ class Roofline:
         return "compute" if flops / self.flops >= moved / self.bandwidth else "memory"
 
 
-# TFLOP/s in half precision (matrix units, dense, float32 accumulation) and in float32 (no TF32), GB/s; makers' data
-# sheets. The first name that is part of the device's name counts, so the special ones stand first.
-_DATA_SHEETS = (
-    ("H200", 989.5, 67.0, 4800.0, "NVIDIA H200 data sheet, SXM"),
-    ("H100 PCIe", 756.0, 51.0, 2000.0, "NVIDIA H100 data sheet, PCIe"),
-    ("H100 NVL", 835.5, 60.0, 3900.0, "NVIDIA H100 data sheet, NVL"),
-    ("H100", 989.5, 67.0, 3350.0, "NVIDIA H100 data sheet, SXM"),
-    ("A100-SXM4-80GB", 312.0, 19.5, 2039.0, "NVIDIA A100 data sheet, 80 GB SXM"),
-    ("A100 80GB PCIe", 312.0, 19.5, 1935.0, "NVIDIA A100 data sheet, 80 GB PCIe"),
-    ("A100", 312.0, 19.5, 1555.0, "NVIDIA A100 data sheet, 40 GB"),
-    ("L40S", 362.0, 91.6, 864.0, "NVIDIA L40S data sheet"),
-    ("L4", 121.0, 30.3, 300.0, "NVIDIA L4 data sheet"),
-    ("RTX 4090", 165.2, 82.6, 1008.0, "NVIDIA Ada architecture white paper"),
-    ("RTX 3090", 71.0, 35.6, 936.0, "NVIDIA GA102 architecture white paper"),
-)
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def known_device(name: str, dtype: torch.dtype) -> Roofline | None:
-    """The data sheet's figures for a GPU; None for one that is not in the table.
-
-    Args:
-        name: as `torch.cuda.get_device_name` gives it.
-        dtype: float32, float16 or bfloat16.
-
-    Examples:
-        >>> known_device("NVIDIA H100 80GB HBM3", torch.bfloat16)
-        Roofline(flops=989500000000000.0, bandwidth=3350000000000.0, source='NVIDIA H100 data sheet, SXM')
-    """
-    for part, half, single, bandwidth, source in _DATA_SHEETS:
-        if re.search(rf"\b{re.escape(part)}\b", name):
-            peak = half if dtype in _HALF else single
-            return Roofline(flops=peak * 1e12, bandwidth=bandwidth * 1e9, source=source)
-    return None
-
-
 def probed(device: torch.device, dtype: torch.dtype, *, sizes: tuple[int, ...] = (512, 1024, 2048)) -> Roofline:
     """Measure a device in some seconds: the best of many square matrix products, and of many copies of 128 MiB.
 
@@ -122,7 +85,7 @@ def _best(work: Callable[[], object], device: torch.device, seconds: float = 1.0
 def roofline_of(
     device: torch.device, dtype: torch.dtype, *, flops: float | None = None, bandwidth: float | None = None
 ) -> Roofline:
-    """The figures given, else those of the data sheet, else measured ones.
+    """Give the figures given, else measured ones.
 
     Args:
         device: where the work runs.
@@ -132,8 +95,7 @@ def roofline_of(
     """
     found = None
     if flops is None or bandwidth is None:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        found = known_device(name, dtype) or probed(device, dtype)
+        found = probed(device, dtype)
     given = [name for name, value in (("flops", flops), ("bandwidth", bandwidth)) if value is not None]
     source = "" if found is None else found.source
     if given:

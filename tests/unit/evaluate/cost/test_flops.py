@@ -163,7 +163,7 @@ def test_nothing_counted_is_no_agreement() -> None:
 
 
 def test_the_sequences_of_a_context_and_of_the_runner_agree() -> None:
-    from tokenprune.evaluate.cost.stages import run_stages
+    from tokenprune.evaluate.answer import answer_timed
 
     model, make_inputs = tiny_llava(layers=4)
     inputs = make_inputs(BATCHES["padded"])
@@ -171,6 +171,6 @@ def test_the_sequences_of_a_context_and_of_the_runner_agree() -> None:
     for strategy in (ByContent(), InDecoder(), ByContent() >> InDecoder(layer=3)):
         with prune(model, strategy) as record:
             output = call(model, inputs, 4)
-        ran = run_stages(adapter, inputs, adapter.encode(inputs, {IMAGE_KEY}), strategy, max_new_tokens=4)
+        ran = answer_timed(adapter, inputs, adapter.encode(inputs, {IMAGE_KEY}), strategy, max_new_tokens=4)
         assert ran.lengths == layer_lengths(record.calls[0], 4)
         assert torch.equal(ran.new, output[:, inputs["input_ids"].shape[1] :])

@@ -11,6 +11,7 @@ from tests.models.decoder_oracle import InDecoder
 from tests.models.oracle import BATCHES, ByContent
 from tokenprune import PruningStrategy, prune
 from tokenprune.core.signals import IMAGE_KEY
+from tokenprune.evaluate.answer import answer_timed
 from tokenprune.evaluate.cost import (
     DecoderShape,
     Spread,
@@ -23,7 +24,6 @@ from tokenprune.evaluate.cost import (
 )
 from tokenprune.evaluate.cost import memory as memory_module
 from tokenprune.evaluate.cost import timing as timing_module
-from tokenprune.evaluate.cost.stages import run_stages
 from tokenprune.models import adapter_for
 from tokenprune.testing import tiny_llava
 
@@ -102,7 +102,7 @@ def test_the_cache_holds_what_every_layer_was_given(strategy: PruningStrategy | 
     adapter = adapter_for(model)
     with torch.no_grad():
         vision = adapter.encode(inputs, {IMAGE_KEY})
-    ran = run_stages(adapter, inputs, vision, strategy, max_new_tokens=3)
+    ran = answer_timed(adapter, inputs, vision, strategy, max_new_tokens=3)
     lengths: tuple[int, ...] = (length,) * 4
     if strategy is not None:
         with prune(model, strategy) as record:
@@ -125,8 +125,8 @@ def test_a_static_cache_holds_more_slots_than_tokens() -> None:
     adapter = adapter_for(model)
     vision = adapter.encode(inputs, {IMAGE_KEY})
     options = {"cache_implementation": "static", "disable_compile": True}
-    static = run_stages(adapter, inputs, vision, ByContent(), max_new_tokens=3, options=options)
-    dynamic = run_stages(adapter, inputs, vision, ByContent(), max_new_tokens=3)
+    static = answer_timed(adapter, inputs, vision, ByContent(), max_new_tokens=3, options=options)
+    dynamic = answer_timed(adapter, inputs, vision, ByContent(), max_new_tokens=3)
     assert torch.equal(static.new, dynamic.new)
     assert [layer.tokens for layer in cache_layers(static.cache)] == [x.tokens for x in cache_layers(dynamic.cache)]
     assert all(layer.slots >= layer.tokens for layer in cache_layers(static.cache))

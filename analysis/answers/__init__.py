@@ -1,0 +1,1 @@
+"""Analyses of what the model answers: damage, turns, cases, ablation, gap."""

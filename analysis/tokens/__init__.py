@@ -1,0 +1,1 @@
+"""Analyses of visual tokens and of what is kept of them."""
