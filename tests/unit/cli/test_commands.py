@@ -55,7 +55,7 @@ def test_stopped_compare_exits_with_130_and_says_so(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenprune.evaluate.comparison._run_missing", stop)
+    monkeypatch.setattr("tokenprune.evaluate.comparison.run_missing", stop)
     data = write_folder(tmp_path / "mine", 1)
     status = main(["compare", "--model", model, "--data", str(data), "--out", str(tmp_path / "runs")])
     assert status == 130
