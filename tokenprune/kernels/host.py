@@ -97,12 +97,18 @@ def _first_correction(order: Indices, done: int, steps: Matrix, windows: Matrix,
     near = steps >= floor[:, None]
     if np.count_nonzero(near) == count:
         return count
-    for step in np.flatnonzero(near.sum(axis=1) > 1).tolist():
+    for step in _with_several(near):
         pick = decide(order[: done + step], np.flatnonzero(near[step]))
         if pick != order[done + step]:
             order[done + step] = pick
             return int(step) + 1
     return count
+
+
+def _with_several(near: NDArray[np.bool_]) -> list[int]:
+    """The rows, counted over all axes but the last, that are True more than once; counting every row costs more."""
+    rows = np.flatnonzero(near) // near.shape[-1]
+    return sorted(set(rows[1:][rows[1:] == rows[:-1]].tolist()))
 
 
 def walk_together(matrix: Matrix, keeps: Sequence[int], first: Indices, rules: Sequence[Rule]) -> list[Indices]:
@@ -128,7 +134,7 @@ def walk_together(matrix: Matrix, keeps: Sequence[int], first: Indices, rules: S
         best = np.take_along_axis(history, order[:, 1:].T[:, :, None], axis=2)
         near = history >= (best[..., 0] - rule.windows(most)[:, None])[..., None]
         if np.count_nonzero(near) > near.shape[0] * batch:
-            for image in np.flatnonzero((near.sum(axis=2) > 1).any(axis=0)).tolist():
+            for image in sorted({row % batch for row in _with_several(near)}):
                 _correct(matrix[image], order[image], history[:, image], keeps[image], rules[image])
     return [picks[:keep] for picks, keep in zip(order, keeps, strict=True)]
 

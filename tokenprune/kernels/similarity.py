@@ -12,7 +12,7 @@ DistanceName: TypeAlias = Literal["cosine", "euclidean", "sqeuclidean", "angular
 _HALF_FROM = 512
 _BANDS = 4
 # Columns per partial product: rounding of an entry is that of so many terms, and not of all (`rounding`).
-_COLUMNS = 128
+_COLUMNS = 256
 # Numbers or squares that are summed in the tokens' precision, where more than `_COLUMNS` would be; the rest in float64.
 _SUMMED = 64
 _BLOCK_ROWS = 128
@@ -83,7 +83,7 @@ def rounding(d: int, dtype: torch.dtype, *, columns: int = _COLUMNS) -> float:
 def row_sums(matrix: Float[Tensor, "b n n"]) -> tuple[Float[Tensor, "b n"], float]:
     """Sums of the rows of cosines, and how far the additions may have rounded them."""
     n, unit = matrix.shape[-1], torch.finfo(matrix.dtype).eps / 2
-    if n <= 2 * _COLUMNS:
+    if n <= 4 * _SUMMED:
         return matrix.sum(-1), n * n * unit
     whole = n - n % _SUMMED
     sums = matrix[..., :whole].unflatten(-1, (whole // _SUMMED, _SUMMED)).sum(-1).double().sum(-1)
