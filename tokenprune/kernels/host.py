@@ -17,6 +17,8 @@ from tokenprune.kernels.loops import DEPENDENT, TIED_RESIDUAL
 Matrix: TypeAlias = NDArray[np.floating[Any]]
 Indices: TypeAlias = NDArray[np.int64]
 Row: TypeAlias = Callable[[int], Matrix]
+ScoredRow: TypeAlias = Callable[[int, Matrix], Matrix]
+"""Of a token and the scores by which it is picked its row."""
 Decide: TypeAlias = Callable[[Indices, Indices], int]
 """Of the tokens picked so far and those that may come next, ascending, the one that does."""
 
@@ -148,8 +150,8 @@ def _correct(matrix: Matrix, order: Indices, history: Matrix, keep: int, rule: R
         _walk_on(matrix.__getitem__, order[:keep], right + 1, history[right - 1], rule)
 
 
-def max_determinant(row: Row, keep: int, quality: Matrix, last_resort: Matrix) -> Indices:
-    """One image; `row(i)` is row i of its kernel. See `loops.max_determinant`."""
+def max_determinant(row: ScoredRow, keep: int, quality: Matrix, last_resort: Matrix) -> Indices:
+    """One image; `row(i, scores)` is row i of its kernel. See `loops.max_determinant`."""
     n = len(quality)
     order = np.empty(keep, dtype=np.int64)
     residual = quality.copy()
@@ -167,7 +169,7 @@ def max_determinant(row: Row, keep: int, quality: Matrix, last_resort: Matrix) -
         pick = tied.argmax()
         order[step] = pick
         if not dependent[pick]:
-            new = row(int(pick)) - factors[:step, pick] @ factors[:step]
+            new = row(int(pick), residual) - factors[:step, pick] @ factors[:step]
             new /= np.sqrt(residual[pick])
             residual -= new * new
             factors[step] = new
