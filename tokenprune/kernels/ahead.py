@@ -86,9 +86,7 @@ def weighted_determinant_each(
         >>> weighted_determinant_each([(torch.eye(3), torch.tensor([1.0, 3.0, 2.0]).double())], [2])
         [tensor([1, 2])]
     """
-    few = [
-        of_images.on_host(x, "auto") and worth_it(len(x), keep) for (x, _), keep in zip(images, keeps, strict=True)
-    ]
+    few = [of_images.on_host(x, "auto") and worth_it(len(x), keep) for (x, _), keep in zip(images, keeps, strict=True)]
     kernels = (_kernel(x.detach(), weight) for (x, weight), ahead in zip(images, few, strict=True) if not ahead)
     whole = iter(of_images.determinant_each(kernels, [k for k, ahead in zip(keeps, few, strict=True) if not ahead]))
     orders = []

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenprune.kernels.rank import ranking
-from tokenprune.kernels.similarity import squared_norms
 from tokenprune.kernels.ties import TIED
 
-_BLOCK_ENTRIES = 1 << 16  # of a block of rows, which stays in the cache
+_BLOCK_ENTRIES = 1 << 17  # of a block of rows, which stays in the cache
 _UNIT = 2.0**-24  # rounding of one operation in float32
-_NORM = 64 + 8  # roundings in a squared length of `squared_norms`, relative to it
+_SUMMED = 64  # squares that are summed in float32
+_NORM = _SUMMED + 8  # roundings in a squared length, relative to it
 _UNDERFLOW = 1e-30
 
 Scores = NDArray[np.float64]
@@ -35,15 +35,16 @@ def rough_distances(
         array([1.5625])
     """
     n, d = x.shape
-    point, factor = centre.float(), scale.float()
-    found = torch.empty((n, 1), dtype=torch.float64)
-    rows = max(1, min(n, _BLOCK_ENTRIES // max(1, d)))
-    buffer = torch.empty((rows, d))
+    away_from, factor = centre.float().neg_(), scale.float()
+    rows, parts = max(1, min(n, _BLOCK_ENTRIES // max(1, d))), -(-d // _SUMMED)
+    buffer = torch.zeros((rows, parts * _SUMMED))  # zeros behind the d-th column stay
+    lengths_of_parts = torch.empty((n, parts))
     for top in range(0, n, rows):
-        block = x[top : top + rows]
-        difference = torch.mul(block, factor, out=buffer[: len(block)]).sub_(point)
-        found[top : top + rows] = squared_norms(difference)
-    squares = found[:, 0].numpy()
+        block, found = x[top : top + rows], lengths_of_parts[top : top + rows]
+        difference = buffer[: len(block)]
+        torch.addcmul(away_from, block.float(), factor, out=difference[:, :d])
+        torch.linalg.vector_norm(difference.unflatten(1, (parts, _SUMMED)), dim=-1, out=found)
+    squares = lengths_of_parts.double().square_().sum(1).numpy()
     lengths, away = np.sqrt(squares), float(torch.linalg.vector_norm(centre))
     # Each difference is wrong by its own rounding and that of the centre.
     bound = 1.1 * _UNIT * (_NORM * squares + 2 * lengths * (lengths + away) + _UNIT * away**2)
