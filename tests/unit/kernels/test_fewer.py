@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenprune import Tokens, alignment
 from tokenprune.alignment import MIAlignment
 from tokenprune.kernels.ahead import RowsAhead, weighted_determinant_each
+from tokenprune.kernels.blocks import cosines_with
 from tokenprune.kernels.sure import rough_distances, sure_order
 
 KINDS = ("noise", "equal rows", "whole numbers", "tiny", "bfloat16", "far text", "one large row", "float64")
@@ -130,3 +131,15 @@ def test_determinants_of_some_rows_are_those_of_the_whole_kernel(kind: str, monk
         assert len(expected) >= min(d, 40) - 1
         assert found[: len(expected)] == expected
     assert max(computed) < 240
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cosines_of_a_few_rows_come_from_blocks_of_all(kind: str) -> None:
+    x, _ = image(kind, 150, 2000, 3)  # more than one block of rows
+    x[70] = 0.0
+    chosen = torch.tensor([140, 3, 70])
+    rows = x.double().numpy()
+    lengths = np.linalg.norm(rows, axis=1)
+    lengths[70] = 1.0
+    expected = (rows / lengths[:, None])[chosen.numpy()] @ (rows / lengths[:, None]).T
+    assert np.abs(cosines_with(x, chosen).numpy() - expected).max() < 1e-14
