@@ -137,7 +137,10 @@ class _Frame(NamedTuple):
 
 
 def _nearest(visual: Float[Tensor, "n d"], frame: _Frame, keep: int) -> Choice:
-    """The tokens of one image on a CPU that are nearest to the text; in float64 only those that float32 leaves open."""
+    """The tokens of one image on a CPU that are nearest to the text; in float64 only those that float32 leaves open.
+
+    The choice is that of `_scaled_scores`; the scores that are shown are those of float32 where they decide nothing.
+    """
 
     def exact(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         distances = squared_distances([visual[torch.from_numpy(tokens)]], frame.centre, frame.scale)
