@@ -33,7 +33,8 @@ from tokenprune.core.selection import Choice
 from tokenprune.core.signals import CLIP_TEXT, CLIP_VISUAL
 from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Promise, Stage
 from tokenprune.core.tokens import Tokens
-from tokenprune.kernels import determinant_each, gram
+from tokenprune.kernels import determinant_each
+from tokenprune.kernels.ahead import weighted_determinant_each
 
 __all__ = ["CDPruner", "cdpruner", "cdpruner_relevance", "greedy_map"]
 
@@ -106,15 +107,6 @@ def greedy_map(kernel: Float[Tensor, "t n n"], keep: int, *, official: bool = Fa
     return picks
 
 
-def conditional_kernel(
-    features: Float[Tensor, "n d"], embeds: Float[Tensor, "n c"], text: Float[Tensor, "s c"]
-) -> Float[Tensor, "n n"]:
-    """The kernel of one tile in float64: cosines of the tokens, times the relevance of row and column."""
-    relevance = _relevance(embeds[None], text)[0]
-    kernel = gram(unit64(features))
-    return kernel.mul_(relevance[:, None]).mul_(relevance)
-
-
 def cdpruner(
     image_features: Float[Tensor, "t n d"],
     image_embeds: Float[Tensor, "t n c"],
@@ -142,9 +134,8 @@ def cdpruner(
     """
     if not official:
         check_count("cdpruner", "keep", keep, image_features.shape[1])
-        tiles = zip(image_features, image_embeds, strict=True)
-        kernels = (conditional_kernel(features, embeds, text_embeds) for features, embeds in tiles)
-        return torch.stack(determinant_each(kernels, [keep] * len(image_features)))
+        tiles = list(zip(image_features, _relevance(image_embeds, text_embeds), strict=True))
+        return torch.stack(weighted_determinant_each(tiles, [keep] * len(tiles)))
     relevance = cdpruner_relevance(image_embeds, text_embeds, official=True)
     rows = unit(image_features)
     kernel = relevance[:, :, None] * (rows @ rows.transpose(1, 2)) * relevance[:, None, :]
@@ -194,5 +185,6 @@ class CDPruner(Stage):
                 for (visual, embeds, text), keep in zip(signals, keeps, strict=True)
             ]
         else:
-            orders = determinant_each((conditional_kernel(*signal) for signal in signals), keeps)
+            tiles = [(visual, _relevance(embeds[None], text)[0]) for visual, embeds, text in signals]
+            orders = weighted_determinant_each(tiles, keeps)
         return [Choice(order.unique()) if self.official else Choice.picked(order) for order in orders]

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune.baselines.scoring import TIED, check_count, exact_sum, top, unit64
+from tokenprune.baselines.scoring import TIED, check_count, exact_sum, top
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import Count, Layer, strategy
 from tokenprune.core.places import InDecoder
@@ -37,6 +37,7 @@ from tokenprune.core.selection import Choice
 from tokenprune.core.signals import FromDecoder, FromStates, Signal
 from tokenprune.core.strategy import EQUIVARIANT, Stage
 from tokenprune.core.tokens import Tokens
+from tokenprune.kernels.blocks import cosines_with
 
 __all__ = ["DART", "DartTokens", "dart", "dart_per_pivot", "dart_pivots"]
 
@@ -150,8 +151,7 @@ def dart(
     pivots = torch.cat([image, text])
     if official:
         pivots = torch.tensor(list(set(pivots.tolist())), dtype=torch.int64, device=image.device)
-    rows = unit64(normed_hidden)
-    unlikeness = -(rows[pivots] @ rows[image_start : image_start + n_image].T)
+    unlikeness = -cosines_with(normed_hidden, pivots)[:, image_start : image_start + n_image]
     claimed = torch.zeros(n_image, dtype=torch.bool, device=image.device).index_fill(0, image - image_start, True)
     free = n_image - image.shape[0]
     quotas = [per_pivot] * pivots.shape[0] if isinstance(per_pivot, int) else per_pivot

@@ -58,16 +58,18 @@ def weed_duplicates(
     check_count("weed_duplicates", "keep", keep, ranked.shape[1], lowest=0)
     if keep == 0:
         return ranked[:, :0]
-    cosines = torch.stack([gram(rows) for rows in unit64(features)])  # once: every round reads a part of it
-    image = torch.arange(ranked.shape[0], device=ranked.device)[:, None, None]
-    left = ranked
+    image = torch.arange(ranked.shape[0], device=ranked.device)[:, None]
+    candidates = unit64(features[image, ranked])  # (b, m, c)
+    cosines = [gram(rows) for rows in candidates]  # once: every round reads a part of it
+    left = torch.arange(ranked.shape[1], device=ranked.device).expand(ranked.shape)  # places among the ranked
     while left.shape[1] > keep:
         a, b = left[:, ::2], left[:, 1::2]
         drop = min(per_round, left.shape[1] - keep, a.shape[1])
-        likeness = cosines[image, a[:, :, None], b[:, None, :]].amax(-1)
+        parts = zip(cosines, a, b, strict=True)
+        likeness = torch.stack([of.index_select(0, i).index_select(1, j).amax(1) for of, i, j in parts])
         order = ranking(likeness, TIED)
         left = torch.cat([a.gather(1, order[:, drop:]), b], dim=1)
-    return left
+    return ranked.gather(1, left)
 
 
 def vispruner(

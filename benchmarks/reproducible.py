@@ -1,7 +1,8 @@
 """Whether choices depend on the machine, before and after they were decided in float64, and what that costs.
 
-`python -m benchmarks.reproducible` takes about a quarter of an hour, `--quick` two minutes. It unpacks the commit of
-`--before` from this repository, and one process for each of the two versions and each setting chooses on command.
+`python -m benchmarks.reproducible` takes about a quarter of an hour, `--quick` two minutes; with `--costs` only the
+second table is made. It unpacks the commit of `--before` from this repository, and one process for each of the two
+versions and each setting chooses on command.
 Writes into benchmarks/results/, with a .json of machine, versions and commits:
     reproducible_choices.csv  images on which a method in float32 keeps other tokens than in float64, by setting
     reproducible_cost.csv     processor time of a selection after over before; the two take turns, on one thread
@@ -38,6 +39,14 @@ SETTINGS: dict[str, dict[str, str]] = {
 # Without scores there is nothing to be decided; the last one is newer than the version before.
 _LEFT_OUT = {"grid_pool", "random", "uniform", "vtw", "at_layer"}
 _SIGNALS = ("cls_attention", "vision_states", "vision_cls", "vision_keys", "vision_last_keys", "vision_last_cls")
+# Shapes of signals in which the versions differ: both get the same.
+_SAME: dict[str, tuple[int | str, ...]] = {
+    "clip_text": (2, 10),
+    "decoder_states": ("n", "d"),
+    "decoder_text_keys": (5, 8),
+    "decoder_text_states": (5, "d"),
+    "vision_keys": ("n", 8),
+}
 SIZES = ((576, 4096, 64, 1), (576, 1024, 64, 1), (256, 128, 64, 1), (576, 1024, 64, 4), (256, 128, 64, 16))
 COSTS = [
     (method, n, d, k, batch)
@@ -97,11 +106,19 @@ def _seconds(made: dict[str, Any], *, strategy: str, n: int, d: int, batch: int,
 
 def draw(n: int, d: int, seed: int, kind: str) -> dict[str, Any]:
     """Random fields of one image; with "duplicates" a quarter of the tokens is different and the rest repeats them."""
+    from tokenprune import strategies
     from tokenprune.testing import random_tokens
 
+    strategies()  # loads all methods, which declare what they read
     rows = 16
     tokens = random_tokens(rows, n // rows, width=d, seed=seed)
-    fields = {name: value for name, value in vars(tokens).items() if isinstance(value, torch.Tensor)}
+    known = dict(vars(tokens))  # signals are in a mapping of their own, and were attributes in the version before
+    known |= {str(signal): value for signal, value in known.pop("signals", {}).items() if str(signal).isidentifier()}
+    fields = {name: value for name, value in known.items() if isinstance(value, torch.Tensor)}
+    own = torch.Generator().manual_seed(seed + 1)
+    for name, shape in _SAME.items():
+        sizes = [{"n": n, "d": d}[size] if isinstance(size, str) else size for size in shape]
+        fields[name] = torch.randn(sizes, generator=own)
     which = torch.randint(n // 4, (n,), generator=torch.Generator().manual_seed(seed))
     if kind == "duplicates":
         for name, value in fields.items():
@@ -238,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write both tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproducible", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few images and turns")
+    parser.add_argument("--costs", action="store_true", help="only what a selection costs; choices stay as written")
     parser.add_argument("--before", default=BEFORE, help=f"the commit to compare with (default: {BEFORE})")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -259,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
                 ),
                 "reproducible_cost": (costs(before, 3 if options.quick else 25), ("method", "n", "d", "batch")),
             }
+            if options.costs:
+                del tables["reproducible_choices"]
             for table, (rows, keys) in tables.items():
                 file = ResultsFile(options.out / f"{table}.csv", keys, fresh=True)
                 for row in rows:

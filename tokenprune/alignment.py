@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
@@ -18,8 +20,9 @@ from tokenprune.core.signals import (
 from tokenprune.core.strategy import EQUIVARIANT, Stage
 from tokenprune.core.tokens import Tokens
 from tokenprune.core.validity import check_matrix
-from tokenprune.kernels import all_finite, squared_distances, top_each
+from tokenprune.kernels import all_finite, images, squared_distances, top_each
 from tokenprune.kernels import top_k as top_k
+from tokenprune.kernels.sure import rough_distances, sure_order
 from tokenprune.kernels.ties import TIED, precise_dtype
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine"]
@@ -94,25 +97,67 @@ def _scaled_scores(
 
     Every image has its own text and its own power. What an image gets does not depend on the others.
     """
-    dtype = precise_dtype(visuals[0].device)
-    text = _Text.of([text.to(dtype) for text in texts])
-    # Multiplying by a power of two is exact, so ordinary inputs give the very bits of the plain formula. The limits
-    # keep that power itself a normal float32 number, which `torch.ldexp` makes.
-    largest = torch.stack([_largest(visual) for visual in visuals]).to(dtype)
-    largest = torch.maximum(largest, text.largest)
-    exponent = torch.frexp(largest).exponent.clamp(-100, 126)
-    scale = torch.ldexp(torch.ones_like(largest), -exponent)
+    frame = _Frame.of(visuals, texts)
+    exponent, scale = frame.exponent, frame.scale
     if metric == "sqeuclidean" and reduce == "mean":
-        # From the text's own power to that of the image.
-        shift = text.exponent - exponent
-        centre = torch.ldexp(text.centre, shift[:, None])
-        spread = torch.ldexp(text.spread, 2 * shift)
-        return squared_distances(visuals, centre, scale).add_(spread[:, None]).neg_(), 2 * exponent
+        distances = squared_distances(visuals, frame.centre, scale)
+        return distances.add_(frame.spread[:, None]).neg_(), 2 * exponent
     scores = []
     for visual, words, factor in zip(visuals, texts, scale, strict=True):
-        v, t = visual.to(dtype) * factor, words.to(dtype) * factor
+        v, t = visual.to(scale.dtype) * factor, words.to(scale.dtype) * factor
         scores.append(_cosine(v, t, reduce) if metric == "cosine" else _over_text(v, t, metric, reduce))
     return torch.stack(scores), exponent * {"cosine": 0, "euclidean": 1}.get(metric, 2)
+
+
+class _Frame(NamedTuple):
+    """Of each image over 2^exponent, which is 1 over the scale, the mean of its text and the spread around it."""
+
+    exponent: Int[Tensor, " b"]
+    scale: Float[Tensor, " b"]
+    centre: Float[Tensor, "b d"]
+    spread: Float[Tensor, " b"]
+
+    def one(self, image: int) -> "_Frame":
+        """The part of one image, with an axis of 1."""
+        return _Frame(*(each[image : image + 1] for each in self))
+
+    @classmethod
+    def of(cls, visuals: Sequence[Float[Tensor, "n d"]], texts: Sequence[Float[Tensor, "_ d"]]) -> "_Frame":
+        """Every image has its own."""
+        dtype = precise_dtype(visuals[0].device)
+        text = _Text.of([text.to(dtype) for text in texts])
+        # Multiplying by a power of two is exact, so ordinary inputs give the very bits of the plain formula. The limits
+        # keep that power itself a normal float32 number, which `torch.ldexp` makes.
+        largest = torch.stack([_largest(visual) for visual in visuals]).to(dtype)
+        largest = torch.maximum(largest, text.largest)
+        exponent = torch.frexp(largest).exponent.clamp(-100, 126)
+        scale = torch.ldexp(torch.ones_like(largest), -exponent)
+        shift = text.exponent - exponent  # from the text's own power to that of the image
+        return cls(exponent, scale, torch.ldexp(text.centre, shift[:, None]), torch.ldexp(text.spread, 2 * shift))
+
+
+def _nearest(visual: Float[Tensor, "n d"], frame: _Frame, keep: int) -> Choice:
+    """The tokens of one image on a CPU that are nearest to the text; in float64 only those that float32 leaves open.
+
+    The choice is that of `_scaled_scores`; the scores that are shown are those of float32 where they decide nothing.
+    """
+
+    def exact(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        distances = squared_distances([visual[torch.from_numpy(tokens)]], frame.centre, frame.scale)
+        return np.asarray(distances.add_(frame.spread[:, None]).neg_()[0].numpy())
+
+    rough, bound = rough_distances(visual, frame.centre[0], frame.scale[0])
+    scores = -(rough + float(frame.spread[0]))
+    order = sure_order(scores, bound, keep, exact)
+    if order is None:
+        scores = exact(np.arange(len(visual)))
+        order = _nearest_first(torch.from_numpy(scores), keep)
+    shown = _unscaled(torch.from_numpy(scores)[None], 2 * frame.exponent, visual.dtype)[0]
+    return Choice(order.sort().values, order=order, scores=shown)
+
+
+def _nearest_first(scores: Float[Tensor, " n"], keep: int) -> Int[Tensor, " k"]:
+    return top_each([scores], [keep], slacks=[_slack(scores, "sqeuclidean")])[0][1]
 
 
 class _Text(NamedTuple):
@@ -229,20 +274,25 @@ class MIAlignment(Stage):
         for i, tokens in enumerate(batch):
             visual = tokens.visual
             groups.setdefault((visual.shape, visual.dtype, visual.device, texts[i].dtype), []).append(i)
-        ranking: list[Tensor] = [torch.empty(0)] * len(batch)
-        scores: list[Tensor] = [torch.empty(0)] * len(batch)
+        found: list[Choice | None] = [None] * len(batch)
         for group in groups.values():
-            found, exponent = _scaled_scores(
-                [batch[i].visual for i in group], [texts[i] for i in group], self.metric, self.reduce
-            )
-            shown = _unscaled(found, exponent, batch[group[0]].visual.dtype)
-            for i, scaled, score in zip(group, found, shown, strict=True):
-                ranking[i], scores[i] = scaled, score
-        slacks = [_slack(scaled, self.metric) for scaled in ranking]
-        kept = top_each(ranking, [self.count(tokens) for tokens in batch], slacks=slacks)
-        return [
-            Choice(indices, order=order, scores=score) for (indices, order), score in zip(kept, scores, strict=True)
-        ]
+            part = [batch[i] for i in group]
+            choices = self._choose_alike(part, [texts[i] for i in group], [self.count(tokens) for tokens in part])
+            for i, choice in zip(group, choices, strict=True):
+                found[i] = choice
+        return [choice for choice in found if choice is not None]
+
+    def _choose_alike(self, batch: Sequence[Tokens], texts: Sequence[Tensor], keeps: Sequence[int]) -> list[Choice]:
+        """Images of one size, dtype and device."""
+        visuals = [tokens.visual for tokens in batch]
+        narrow = images.on_host(visuals[0], "auto") and visuals[0].dtype != torch.float64
+        if narrow and self.metric == "sqeuclidean" and self.reduce == "mean":
+            frame = _Frame.of(visuals, texts)
+            return [_nearest(visuals[i], frame.one(i), keep) for i, keep in enumerate(keeps)]
+        scaled, exponent = _scaled_scores(visuals, texts, self.metric, self.reduce)
+        shown = _unscaled(scaled, exponent, visuals[0].dtype)
+        kept = top_each(list(scaled), keeps, slacks=[_slack(each, self.metric) for each in scaled])
+        return [Choice(indices, order=order, scores=score) for (indices, order), score in zip(kept, shown, strict=True)]
 
     def _text(self, tokens: Tokens) -> Float[Tensor, "m d"]:
         text: Tensor = tokens[TEXT]

@@ -6,6 +6,7 @@ therefore have equal scores to the last bit.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -42,12 +43,20 @@ class UnitRows:
 
     def __init__(self, image: Float[Tensor, "n d"]) -> None:
         self._image = image
-        self._numbers = None if image.dtype == torch.bfloat16 else image.numpy()
         self._class: Indices | None = None
         self._seen: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._image)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return self._image.shape[1]
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.floating[Any]] | None:
+        return None if self._image.dtype == torch.bfloat16 else self._image.numpy()
 
     def _given(self, indices: Indices) -> Rows:
         if self._numbers is not None:
@@ -83,7 +92,9 @@ class UnitRows:
         step = max(1, _BLOCK_ENTRIES // self._image.shape[1])
         for top in range(0, len(indices), step):
             rows = self._given(indices[top : top + step])
-            total += (1.0 / _lengths(rows)) @ rows
+            squares = np.matmul(rows[:, None, :], rows[:, :, None])[:, 0, 0]  # faster than sums in a fixed order
+            squares[squares == 0] = 1.0
+            total += (1.0 / np.sqrt(squares)) @ rows
 
     def classes(self, indices: Indices) -> Indices:
         """A number for each row that equal rows share; -0.0 equals 0.0."""
@@ -131,7 +142,6 @@ class Decider:
     ) -> None:
         self._unit, self._objective, self._entries, self._error = UnitRows(image), objective, entries, error
         self._left = budget
-        self._total = np.zeros(image.shape[1])
         self._summed = 0
 
     def __call__(self, picked: Indices, candidates: Indices) -> int:
@@ -156,6 +166,10 @@ class Decider:
         if alone.any():
             found[alone] = self._extreme(candidates[alone], picked, np.minimum)
         return found
+
+    @cached_property
+    def _total(self) -> Rows:
+        return np.zeros(self._unit.width)
 
     def _spend(self, rows: int) -> None:
         if self._left is not None:
@@ -190,7 +204,7 @@ class Decider:
         if start == "sum":
             self._spend(len(candidates))
             # The sum holds a row's product with itself, 1, or 0 for a zero row, whose entry with itself is -1 too.
-            total = np.zeros_like(self._total)
+            total = np.zeros(self._unit.width)
             self._unit.add_to(total, every)
             scores = ~self._unit.is_zero(candidates) - self._unit.along(candidates, total)
             slack = TIED * len(every)

@@ -17,6 +17,8 @@ from tokenprune.kernels.loops import DEPENDENT, TIED_RESIDUAL
 Matrix: TypeAlias = NDArray[np.floating[Any]]
 Indices: TypeAlias = NDArray[np.int64]
 Row: TypeAlias = Callable[[int], Matrix]
+ScoredRow: TypeAlias = Callable[[int, Matrix], Matrix]
+"""Of a token and the scores by which it is picked its row."""
 Decide: TypeAlias = Callable[[Indices, Indices], int]
 """Of the tokens picked so far and those that may come next, ascending, the one that does."""
 
@@ -97,12 +99,18 @@ def _first_correction(order: Indices, done: int, steps: Matrix, windows: Matrix,
     near = steps >= floor[:, None]
     if np.count_nonzero(near) == count:
         return count
-    for step in np.flatnonzero(near.sum(axis=1) > 1).tolist():
+    for step in _with_several(near):
         pick = decide(order[: done + step], np.flatnonzero(near[step]))
         if pick != order[done + step]:
             order[done + step] = pick
             return int(step) + 1
     return count
+
+
+def _with_several(near: NDArray[np.bool_]) -> list[int]:
+    """The rows, counted over all axes but the last, that are True more than once; counting every row costs more."""
+    rows = np.flatnonzero(near) // near.shape[-1]
+    return sorted(set(rows[1:][rows[1:] == rows[:-1]].tolist()))
 
 
 def walk_together(matrix: Matrix, keeps: Sequence[int], first: Indices, rules: Sequence[Rule]) -> list[Indices]:
@@ -128,7 +136,7 @@ def walk_together(matrix: Matrix, keeps: Sequence[int], first: Indices, rules: S
         best = np.take_along_axis(history, order[:, 1:].T[:, :, None], axis=2)
         near = history >= (best[..., 0] - rule.windows(most)[:, None])[..., None]
         if np.count_nonzero(near) > near.shape[0] * batch:
-            for image in np.flatnonzero((near.sum(axis=2) > 1).any(axis=0)).tolist():
+            for image in sorted({row % batch for row in _with_several(near)}):
                 _correct(matrix[image], order[image], history[:, image], keeps[image], rules[image])
     return [picks[:keep] for picks, keep in zip(order, keeps, strict=True)]
 
@@ -142,8 +150,8 @@ def _correct(matrix: Matrix, order: Indices, history: Matrix, keep: int, rule: R
         _walk_on(matrix.__getitem__, order[:keep], right + 1, history[right - 1], rule)
 
 
-def max_determinant(row: Row, keep: int, quality: Matrix, last_resort: Matrix) -> Indices:
-    """One image; `row(i)` is row i of its kernel. See `loops.max_determinant`."""
+def max_determinant(row: ScoredRow, keep: int, quality: Matrix, last_resort: Matrix) -> Indices:
+    """One image; `row(i, scores)` is row i of its kernel. See `loops.max_determinant`."""
     n = len(quality)
     order = np.empty(keep, dtype=np.int64)
     residual = quality.copy()
@@ -161,7 +169,7 @@ def max_determinant(row: Row, keep: int, quality: Matrix, last_resort: Matrix) -
         pick = tied.argmax()
         order[step] = pick
         if not dependent[pick]:
-            new = row(int(pick)) - factors[:step, pick] @ factors[:step]
+            new = row(int(pick), residual) - factors[:step, pick] @ factors[:step]
             new /= np.sqrt(residual[pick])
             residual -= new * new
             factors[step] = new

@@ -325,11 +325,8 @@ def determinant_each(
     for given, keep in zip(kernels, keeps, strict=True):
         kernel = precise(given.detach())
         if on_host(kernel, route):
-            quality = kernel.diagonal()
-            last = loops.last_resorts(quality[None])[0]
             rows = kernel.numpy()
-            picks = host.max_determinant(rows.__getitem__, keep, quality.numpy(), last.numpy())
-            orders.append(torch.from_numpy(picks))
+            orders.append(determinant_on_host(lambda i, _, rows=rows: rows[i], keep, kernel.diagonal()))  # type: ignore[misc]
             continue
         waiting.append(kernel)
         widest = max(each.shape[0] for each in waiting)
@@ -337,6 +334,12 @@ def determinant_each(
             orders += _determinants_on_device(waiting, keeps[len(orders) :], route)
             waiting = []
     return orders + (_determinants_on_device(waiting, keeps[len(orders) :], route) if waiting else [])
+
+
+def determinant_on_host(row: host.ScoredRow, keep: int, quality: Tensor) -> Tensor:
+    """One image of `determinant_each`, from its kernel's diagonal and the rows that are asked for."""
+    last = loops.last_resorts(quality[None])[0]
+    return torch.from_numpy(host.max_determinant(row, keep, quality.numpy(), last.numpy()))
 
 
 def on_host(kernel: Tensor, route: Route) -> bool:
