@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.alignment import MIAlignment
+from tokenprune.core.answers import NotFiniteError
 from tokenprune.core.budget import Keep
 from tokenprune.core.fields import Count, Layer, Share, strategy
 from tokenprune.core.places import BeforeDecoder, InDecoder, InTower
@@ -16,12 +17,12 @@ from tokenprune.repmax import GreedyRepMax
 from tokenprune.trimtokenator import TrimTokenator
 
 if TYPE_CHECKING:
-    from tokenprune.models import Record, prune, prune_inputs
+    from tokenprune.models import Record, prune, prune_inputs, read
 
 __version__ = "0.1.0"
 
 # Resolved on first use, so that `import tokenprune` stays free of transformers.
-_LAZY = {"prune": "tokenprune.models", "prune_inputs": "tokenprune.models", "Record": "tokenprune.models"}
+_LAZY = dict.fromkeys(("prune", "prune_inputs", "read", "Record"), "tokenprune.models")
 
 __all__ = [
     "EQUIVARIANT",
@@ -39,6 +40,7 @@ __all__ = [
     "Keep",
     "Layer",
     "MIAlignment",
+    "NotFiniteError",
     "Pipeline",
     "PruningStrategy",
     "Record",
@@ -53,6 +55,7 @@ __all__ = [
     "parse",
     "prune",
     "prune_inputs",
+    "read",
     "strategies",
     "strategy",
 ]

@@ -12,6 +12,7 @@ from tokenprune.models.errors import UnsupportedError  # noqa: E402
 from tokenprune.models.families import adapter_for, adapters, register_adapter  # noqa: E402
 from tokenprune.models.prompt import Prompt, Segment, build_prompt  # noqa: E402
 from tokenprune.models.pruning import prune_inputs  # noqa: E402
+from tokenprune.models.reading import read  # noqa: E402
 from tokenprune.models.record import CallRecord, ImageRecord, Record  # noqa: E402
 from tokenprune.models.select import select_tokens  # noqa: E402
 from tokenprune.models.turns import CachedPrompt, Overlap, cached_prompt, continue_prompt, overlap  # noqa: E402
@@ -43,6 +44,7 @@ __all__ = [
     "prune",
     "prune_inputs",
     "question_reader",
+    "read",
     "register_adapter",
     "select_tokens",
     "unwrap",
