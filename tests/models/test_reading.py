@@ -29,7 +29,7 @@ from tokenprune.core.signals import (
     VISION_KEYS,
     VISION_STATES,
 )
-from tokenprune.models import UnsupportedError, adapter_for
+from tokenprune.models import UnsupportedError, adapter_for, read_layers
 from tokenprune.testing import tiny_families
 
 AHEAD = Signal("test_ahead", "_ n", FromDecoder(lambda seen: seen.rows(seen.last)[:, 0], layer=0))
@@ -115,6 +115,24 @@ def test_after_the_last_layer(family: str) -> None:
         [columns] = row.images([image.n])
         assert close(image[NORMED], row.hidden[-1][columns])
         assert close(image[DECODER_ATTENTION], row.attention[-1][:, -1, columns])
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_all_layers_in_one_run_are_those_of_a_run_each(family: str) -> None:
+    model, make_inputs = tiny(family)
+    inputs, layers = make_inputs(PROMPTS), range(adapter_for(model).first_layer, LAYERS + 1)
+    found = read_layers(model, inputs, INSIDE, layers)
+    assert len(found) == len(layers)
+    for layer, images in zip(layers, found, strict=True):
+        for image, single in zip(images, read(model, inputs, INSIDE, layer=layer), strict=True):
+            assert all(torch.equal(image[signal], single[signal]) for signal in INSIDE)
+
+
+@pytest.mark.parametrize("layers", [[], [2, 1], [1, 1]])
+def test_layers_ascend(layers: list[int]) -> None:
+    model, make_inputs = tiny("llava")
+    with pytest.raises(ValueError, match="read_layers: layers must ascend, at least one, got"):
+        read_layers(model, make_inputs(["what is in <0> here"]), INSIDE, layers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -316,6 +334,22 @@ def test_what_a_family_cannot_supply_is_refused_with_its_reason(family: str) -> 
             read(model, inputs, [signal], layer=None if signal is not DECODER_HIDDEN else 3)
     if adapter.why_not(TILES) is not None:
         assert read(model, inputs, [TILES])[0][TILES] is None
+
+
+def test_layers_where_no_stage_can_act_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, make_inputs = tiny("llava")
+    monkeypatch.setattr(model.model.language_model.config, "layer_types", ["sliding_attention"] * LAYERS, raising=False)
+    with pytest.raises(
+        UnsupportedError, match="read: decoder_hidden cannot be read at decoder layer 2 .* full attenti"
+    ):
+        read(model, make_inputs(["what is in <0> here"]), [DECODER_HIDDEN], layer=2)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    model, make_inputs = tiny("llava")
+    endless = Signal("test_endless", "n", FromStates(lambda seen: seen.hidden[seen.image, 0] * torch.inf))
+    with pytest.raises(ValueError, match="test_endless .*(NaN|infinity|finite)"):
+        read(model, make_inputs(["what is in <0> here"]), [endless], layer=2)
 
 
 @pytest.mark.parametrize(

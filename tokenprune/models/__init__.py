@@ -12,7 +12,7 @@ from tokenprune.models.errors import UnsupportedError  # noqa: E402
 from tokenprune.models.families import adapter_for, adapters, register_adapter  # noqa: E402
 from tokenprune.models.prompt import Prompt, Segment, build_prompt  # noqa: E402
 from tokenprune.models.pruning import prune_inputs  # noqa: E402
-from tokenprune.models.reading import read  # noqa: E402
+from tokenprune.models.reading import read, read_layers  # noqa: E402
 from tokenprune.models.record import CallRecord, ImageRecord, Record  # noqa: E402
 from tokenprune.models.select import select_tokens  # noqa: E402
 from tokenprune.models.turns import CachedPrompt, Overlap, cached_prompt, continue_prompt, overlap  # noqa: E402
@@ -45,6 +45,7 @@ __all__ = [
     "prune_inputs",
     "question_reader",
     "read",
+    "read_layers",
     "register_adapter",
     "select_tokens",
     "unwrap",

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tokenprune.core.fields import strategy
 from tokenprune.core.places import BeforeDecoder, InDecoder, Place
 from tokenprune.core.selection import Choice
 from tokenprune.core.signals import VISION_STATES, FromInputs, Signal
-from tokenprune.core.strategy import Stage
+from tokenprune.core.strategy import Pipeline, Stage
 from tokenprune.core.tokens import Tokens
 from tokenprune.models.adapter import Adapter
 from tokenprune.models.clip import CLIP_SIGNALS, Clip
@@ -63,7 +64,8 @@ def read(
             belong to a prompt.
         ValueError: when prompts and images do not fit together, `layer` is missing, out of range or given without need,
             or a value holds NaN or infinity.
-        UnsupportedError: when the model cannot supply a signal, with the reason.
+        UnsupportedError: when the model cannot supply a signal, with the reason; when a prompt has no text after an
+            image, and a signal is about what that text attends to.
         RuntimeError: when a `prune` context is open on the model.
 
     Examples:
@@ -74,30 +76,68 @@ def read(
         >>> images[0].grid, images[0][CLS_ATTENTION].shape, images[0][DECODER_ATTENTION].shape
         ((4, 4), torch.Size([3, 16]), torch.Size([4, 16]))
     """
-    adapter = adapter_for(model)
+    return _read(adapter_for(model), inputs, needs, [layer], clip)[0]
+
+
+def read_layers(
+    model: Any,  # noqa: ANN401
+    inputs: Mapping[str, Any],
+    needs: Sequence[Signal],
+    layers: Sequence[int],
+    *,
+    clip: Clip | None = None,
+) -> list[list[Tokens]]:
+    """Read signals at several decoder layers in one run of the model; otherwise the same as `read`.
+
+    Args:
+        model: see `read`.
+        inputs: see `read`.
+        needs: signals, at least one of them read inside the language model.
+        layers: the decoder layers, ascending, each as `layer` of `read`.
+        clip: see `read`.
+
+    Returns:
+        For each layer what `read` returns there.
+
+    Raises:
+        ValueError: when there is no layer, or they do not ascend; otherwise as `read`.
+
+    Examples:
+        >>> from tokenprune.core.signals import DECODER_ATTENTION
+        >>> from tokenprune.testing import tiny_model
+        >>> model, make_inputs = tiny_model("llava", layers=3)
+        >>> first, second = read_layers(model, make_inputs(["what is in <0>"]), [DECODER_ATTENTION], range(1, 3))
+        >>> first[0][DECODER_ATTENTION].shape
+        torch.Size([4, 16])
+    """
+    every = list(layers)
+    if not every or any(later <= earlier for earlier, later in pairwise(every)):
+        raise ValueError(f"read_layers: layers must ascend, at least one, got {brief(every)}; sort them")
+    return _read(adapter_for(model), inputs, needs, every, clip)
+
+
+def _read(
+    adapter: Adapter, inputs: object, needs: object, layers: Sequence[int | None], clip: Clip | None
+) -> list[list[Tokens]]:
     adapter.clip = clip
     wanted = _checked(needs, adapter)
-    reading = Reading(wanted, where=_place(wanted, layer, adapter))
+    readings = [Reading(wanted, where=_place(wanted, layer, adapter)) for layer in layers]
     call = _prompt_arguments(inputs, adapter)
-    if isinstance(reading.place, InDecoder):
-        check_strategy_fits(reading, adapter)
+    for reading in readings:
+        _check_inside(reading, adapter)
     if is_pruned(adapter.base):
         raise RuntimeError(
             "read: a prune context is open on this model, here or in another thread, and only what the context "
             "encodes may go through the vision tower then; call read before the context is opened or after it"
         )
+    plan = make_plan(Pipeline(readings))
     with torch.no_grad(), _evaluating(adapter.model):
-        return _read(adapter, reading, call)
-
-
-def _read(adapter: Adapter, reading: "Reading", call: Mapping[str, Any]) -> list[Tokens]:
-    plan = make_plan(reading)
-    dense = prune_batch(adapter, plan, call, forward=True)
-    check_placeholders(adapter, dense.prompt)
-    if plan.cuts and dense.prompt.segments:
-        with injected(adapter, dense.pruned), cut_inside(adapter, plan, dense):
-            adapter.base(**dense.pruned.as_inputs(), use_cache=False)
-    return reading.images
+        dense = prune_batch(adapter, plan, call, forward=True)
+        check_placeholders(adapter, dense.prompt)
+        if plan.cuts and dense.prompt.segments:
+            with injected(adapter, dense.pruned), cut_inside(adapter, plan, dense):
+                adapter.base(**dense.pruned.as_inputs(), use_cache=False)
+    return [reading.images for reading in readings]
 
 
 @strategy("read", register=False)
@@ -206,6 +246,24 @@ def _checked(needs: object, adapter: Adapter) -> tuple[Signal, ...]:
                 f"has {', '.join(sorted(adapter.signals))})"
             )
     return tuple(dict.fromkeys(needs))
+
+
+def _check_inside(reading: Reading, adapter: Adapter) -> None:
+    """Raise unless a stage could act where the reading does.
+
+    Raises:
+        UnsupportedError: with what a stage would be refused for.
+    """
+    if isinstance(reading.where, BeforeDecoder):
+        return
+    try:
+        check_strategy_fits(reading, adapter)
+    except UnsupportedError as error:
+        late = next(signal for signal in reading.wanted if in_decoder(signal))
+        raise UnsupportedError(
+            f"read: {late} cannot be read at decoder layer {reading.where.layer} of {type(adapter.model).__name__}, "
+            f"where no stage can act; leave it out of needs. The reason: {error}"
+        ) from error
 
 
 def _prompt_arguments(inputs: object, adapter: Adapter) -> dict[str, Any]:
