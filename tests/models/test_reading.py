@@ -326,10 +326,19 @@ def test_without_images() -> None:
 def test_what_a_family_cannot_supply_is_refused_with_its_reason(family: str) -> None:
     model, make_inputs = tiny(family)
     adapter, inputs = adapter_for(model), make_inputs(["what is in <0> here"])
-    for signal in (CLS_ATTENTION, VISION_KEYS, VISION_STATES, DECODER_HIDDEN, TILES.strict()):
+    for signal in (
+        CLS_ATTENTION,
+        CLS_ATTENTION.at(0),
+        CLS_ATTENTION.at(-9),
+        VISION_KEYS,
+        VISION_STATES,
+        DECODER_HIDDEN,
+        TILES.strict(),
+    ):
         reason = adapter.why_not(signal)
         if reason is None:
             continue
+        assert "because" in reason or signal in (TILES.strict(), VISION_KEYS, VISION_STATES, DECODER_HIDDEN)
         with pytest.raises(UnsupportedError, match=re.escape(f"cannot supply {signal}{reason}")):
             read(model, inputs, [signal], layer=None if signal is not DECODER_HIDDEN else 3)
     if adapter.why_not(TILES) is not None:
@@ -361,7 +370,12 @@ def test_values_that_are_not_finite_are_refused() -> None:
         ([AHEAD], 4, ValueError, "from 1 to 3 .*test_ahead is what that layer attends to, got 4"),
         ([DECODER_HIDDEN], True, TypeError, "layer must be an int, got True"),
         ([CLS_ATTENTION], 3, ValueError, r"layer=3 is for signals .* CLS_ATTENTION\.at\(0\)"),
-        ([CLS_ATTENTION.at(7)], None, UnsupportedError, r"cls_attention\.at\(7\) is read at layer 7"),
+        (
+            [CLS_ATTENTION.at(7)],
+            None,
+            UnsupportedError,
+            r"cls_attention\.at\(7\), because its vision tower has 3 layers",
+        ),
         (CLS_ATTENTION, None, TypeError, r"write \[CLS_ATTENTION\]"),
         ("cls_attention", None, TypeError, "needs must be a sequence of signals, got 'cls_attention'"),
         (["cls_attention"], None, TypeError, "needs must hold signals .* got 'cls_attention'"),
