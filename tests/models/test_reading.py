@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
 
 from tests.models.family_oracle import BATCHES, IN_DECODER, LAYERS, VIDEO_BATCHES, all_features, tiny
 from tests.models.family_strategies import KINDS
+from tests.models.flash import emulated_flash, use_flash
 from tests.models.oracle import InPickOrder, traces
 from tests.models.test_clip import QUESTIONS, batch, expected_text, expected_visual, tiny_clip
 from tests.models.test_wrapped import lora
@@ -30,7 +32,7 @@ from tokenprune.core.signals import (
     VISION_STATES,
 )
 from tokenprune.models import UnsupportedError, adapter_for, read_layers
-from tokenprune.testing import tiny_families
+from tokenprune.testing import tiny_families, tiny_model
 
 AHEAD = Signal("test_ahead", "_ n", FromDecoder(lambda seen: seen.rows(seen.last)[:, 0], layer=0))
 KEYS = Signal("test_keys", "_ n _", FromDecoder(lambda seen: seen.keys[:, seen.image]))
@@ -244,6 +246,29 @@ def test_inside_a_wrapper() -> None:
         assert close(image[DECODER_HIDDEN], expected[DECODER_HIDDEN])
         assert close(image.visual, expected.visual)
         assert torch.equal(same[DECODER_HIDDEN], expected[DECODER_HIDDEN])
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen3_vl"])
+def test_weights_that_are_elsewhere_until_a_module_runs(family: str) -> None:
+    plain, make_inputs = tiny_model(family, layers=LAYERS)
+    inputs = make_inputs(PROMPTS)
+    expected = read(plain, inputs, INSIDE, layer=LAYERS)
+    cpu_offload(plain, execution_device="cpu")
+    for _ in range(2):
+        for image, same in zip(read(plain, inputs, INSIDE, layer=LAYERS), expected, strict=True):
+            assert torch.equal(image.visual, same.visual)
+            assert all(torch.equal(image[signal], same[signal]) for signal in INSIDE)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_with_flash_attention(family: str) -> None:
+    plain, make_inputs = tiny(family)
+    inputs = make_inputs(PROMPTS)
+    expected = read(plain, inputs, INSIDE, layer=3)
+    with emulated_flash():
+        found = read(use_flash(tiny_model(family, layers=LAYERS)[0]), inputs, INSIDE, layer=3)
+    for image, same in zip(found, expected, strict=True):
+        assert all(close(image[signal], same[signal]) for signal in INSIDE)
 
 
 def test_nothing_stays_on_the_model_also_after_errors() -> None:
