@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenprune.alignment import MIAlignment
+    from tokenprune.core.answers import NotFiniteError
     from tokenprune.core.budget import Keep
     from tokenprune.core.fields import Count, Layer, Share, strategy
     from tokenprune.core.places import BeforeDecoder, InDecoder, InTower
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from tokenprune.core.strategy import EQUIVARIANT, PLAIN, Pipeline, PruningStrategy, Scoring, Stage, Staged
     from tokenprune.core.text import parse, strategies
     from tokenprune.core.tokens import Tokens
-    from tokenprune.models import Record, prune, prune_inputs
+    from tokenprune.models import Record, prune, prune_inputs, read
     from tokenprune.repmax import GreedyRepMax
     from tokenprune.trimtokenator import TrimTokenator
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 # Resolved on first use, so that `tokenprune --help` stays free of torch and `import tokenprune` of transformers.
 _LAZY = {
     "MIAlignment": "tokenprune.alignment",
+    "NotFiniteError": "tokenprune.core.answers",
     "Keep": "tokenprune.core.budget",
     "Count": "tokenprune.core.fields",
     "Layer": "tokenprune.core.fields",
@@ -52,6 +54,7 @@ _LAZY = {
     "Record": "tokenprune.models",
     "prune": "tokenprune.models",
     "prune_inputs": "tokenprune.models",
+    "read": "tokenprune.models",
 }
 
 _MODULES = ("alignment", "baselines", "core", "kernels", "repmax", "trimtokenator")
@@ -72,6 +75,7 @@ __all__ = [
     "Keep",
     "Layer",
     "MIAlignment",
+    "NotFiniteError",
     "Pipeline",
     "PruningStrategy",
     "Record",
@@ -86,6 +90,7 @@ __all__ = [
     "parse",
     "prune",
     "prune_inputs",
+    "read",
     "strategies",
     "strategy",
 ]

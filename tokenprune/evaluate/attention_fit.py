@@ -1,41 +1,15 @@
 """FitPrune's offline fit on a model: from the attention of a few prompts to tokens to drop in each layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenprune.baselines.fitprune import PEAKS, FitPrune, fitprune_fit
-from tokenprune.core.fields import Layer, strategy
-from tokenprune.core.places import InDecoder
-from tokenprune.core.selection import Choice
-from tokenprune.core.strategy import Pipeline, Stage
-from tokenprune.core.tokens import Tokens
-from tokenprune.models import adapter_for, prune
+from tokenprune.models import adapter_for, read_layers
 
 
-@strategy("watch", register=False)
-class _Watch(Stage):
-    """Keep everything and note what is shown; for one reading."""
-
-    layer: Layer = 1
-    seen: list[Tensor] = field(default_factory=list, compare=False)
-    needs = (PEAKS,)
-
-    @property
-    def place(self) -> InDecoder:
-        """Within the layer before."""
-        return InDecoder(self.layer, "compact", mid_layer=True)
-
-    def choose(self, tokens: Tokens) -> Choice:
-        """Keep everything."""
-        self.seen.append(tokens[PEAKS].cpu())
-        return Choice.everything(tokens.visual)
-
-
-@torch.no_grad()
 def read_peaks(model: Any, prompts: Iterable[Mapping[str, Any]]) -> list[Tensor]:  # noqa: ANN401
     """`PEAKS` of every decoder layer of the untouched model.
 
@@ -49,10 +23,10 @@ def read_peaks(model: Any, prompts: Iterable[Mapping[str, Any]]) -> list[Tensor]
     layers = len(adapter_for(model).decoder_layers)
     images: list[Tensor] = []
     for inputs in prompts:
-        watches = [_Watch(layer) for layer in range(1, layers + 1)]
-        with prune(model, Pipeline(watches)):
-            model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        images.extend(torch.stack(layers_of).float() for layers_of in zip(*(w.seen for w in watches), strict=True))
+        found = read_layers(model, inputs, [PEAKS], range(1, layers + 1))
+        images.extend(
+            torch.stack([tokens[PEAKS].cpu() for tokens in of_layers]).float() for of_layers in zip(*found, strict=True)
+        )
     return images
 
 

@@ -14,6 +14,7 @@ from tokenprune.models.prompt.choose import select_tokens  # noqa: E402
 from tokenprune.models.prompt.dense import Prompt, Segment, build_prompt  # noqa: E402
 from tokenprune.models.prompt.pruned import PrunedPrompt, compact  # noqa: E402
 from tokenprune.models.prompt.turns import CachedPrompt, Overlap, cached_prompt, continue_prompt, overlap  # noqa: E402
+from tokenprune.models.read_tokens import read, read_layers  # noqa: E402
 from tokenprune.models.reading.vision import Vision  # noqa: E402
 from tokenprune.models.record import CallRecord, ImageRecord, Record  # noqa: E402
 from tokenprune.models.wrapped.unwrap import unwrap  # noqa: E402
@@ -43,6 +44,8 @@ __all__ = [
     "prune",
     "prune_inputs",
     "question_reader",
+    "read",
+    "read_layers",
     "register_adapter",
     "select_tokens",
     "unwrap",

@@ -131,6 +131,16 @@ class _Context(AbstractContextManager[Record]):
         return self._stack.__exit__(kind, error, trace)
 
 
+def is_pruned(module: nn.Module) -> bool:
+    """Tell whether a context is open on a model, in any thread.
+
+    Args:
+        module: the model without its output head, `Adapter.base`.
+    """
+    with _active_lock:
+        return id(module) in _active
+
+
 @contextmanager
 def _claimed(module: nn.Module) -> Iterator[None]:
     with _active_lock:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokenprune import Choice, GreedyRepMax, PruningStrategy, Selection, Stage, Tokens, strategy
+from tokenprune import Choice, GreedyRepMax, NotFiniteError, PruningStrategy, Selection, Stage, Tokens, strategy
 from tokenprune.baselines import (
     TRIM,
     GridPool,
@@ -20,7 +20,6 @@ from tokenprune.baselines import (
 )
 from tokenprune.baselines.sparsevlm import SparseVLMStage, recycle
 from tokenprune.baselines.visionzip import VISION_CLS
-from tokenprune.core.answers import NotFiniteError
 from tokenprune.core.registry import builtin
 from tokenprune.core.signals import DECODER_HIDDEN, PROJECT, VISION_STATES
 from tokenprune.core.text import example

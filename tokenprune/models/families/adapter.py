@@ -151,7 +151,8 @@ class Adapter(ABC):
             fits = "decoder" in self.sites
         else:
             fits = signal in self.known or self.reads(signal)
-        return None if fits else self.because(signal.name)
+        plain = signal.name.partition(".at(")[0]  # at another layer for the same reason
+        return None if fits else self.because(signal.name if signal.name in self.reasons else plain)
 
     @property
     def signals(self) -> frozenset[str]:

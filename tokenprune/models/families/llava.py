@@ -46,6 +46,14 @@ class LlavaAdapter(Adapter):
         source = signal.source
         return isinstance(source, FromTower | FromProjector) and (self.has_cls or not source.cls)
 
+    def why_not(self, signal: Signal) -> str | None:
+        """Also when the tower has fewer layers than the signal names."""
+        reason, source = super().why_not(signal), signal.source
+        if reason is None and isinstance(source, FromTower) and source.layer != "used":
+            count = len(self.vision_attention)
+            return None if -count <= source.layer < count else f", because its vision tower has {count} layers"
+        return reason
+
     def encode(self, inputs: Mapping[str, Any], want: Collection[Signal] = NO_SIGNALS) -> Vision:
         """Run tower and projector once; see `Adapter.encode`."""
         options = {name: inputs[name] for name in self.modality_keys if inputs.get(name) is not None}

@@ -158,11 +158,14 @@ class TiledAdapter(LlavaAdapter):
         """The values of all tiles at the tokens of the images; `patches` make up a token."""
         axis = 1 + (signal.token_axis or 0)
         rows = value.movedim(axis, 1)  # (t, p, ...)
+        single = rows.ndim == 2  # one number per patch
+        rows = rows.unsqueeze(-1) if single else rows
         if patches > 1 or signal.source.__class__ is FromTower:
             rows = self.group(rows)  # (t, n, ...)
         if signal.merged == "sum":
             rows = rows * patches
-        return tuple(image.movedim(0, axis - 1) for image in layout.place(rows))
+        images = (image.squeeze(-1) if single else image for image in layout.place(rows))
+        return tuple(image.movedim(0, axis - 1) for image in images)
 
 
 @contextmanager
