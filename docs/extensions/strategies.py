@@ -36,7 +36,7 @@ def _is_strategy(class_: Class) -> bool:
 
 def _init(class_: Class) -> Function:
     """`__init__` with the fields of the class and of the strategies that it is made from, first ones first."""
-    fields = {}
+    fields: dict[str, Attribute] = {}
     for owner in (*reversed(class_.mro()), class_):
         if _is_strategy(owner):
             fields |= {
