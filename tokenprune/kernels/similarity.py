@@ -11,7 +11,7 @@ DistanceName: TypeAlias = Literal["cosine", "euclidean", "sqeuclidean", "angular
 # Half of a symmetric product is worth computing alone from these sizes on: it takes two thirds of the time for 461 rows
 # of 4096 numbers, three quarters for 256 rows of 256.
 _HALF_FROM = 256
-_BANDS = 4
+_BANDS = 6
 # Columns per partial product: rounding of an entry is that of so many terms, and not of all (`rounding`).
 _COLUMNS = 256
 # Numbers or squares that are summed in the tokens' precision, where more than `_COLUMNS` would be; the rest in float64.

@@ -31,7 +31,8 @@ def test_affinity_is_the_distance_up_to_scale_and_shift(kind: str, distance: Any
         assert (found - exact).abs().max() <= 2e-3 * max(1.0, float(exact.max()))
         if distance in ("cosine", "sqeuclidean"):
             assert (found - exact).abs().max() <= 1e-5 * max(1.0, float(exact.max()))
-            assert torch.equal(found, found.mT)
+            # Up to rounding: some BLAS settings add the terms of an entry and of its mirror image in different orders.
+            assert (found - found.mT).abs().max() <= 1e-5 * max(1.0, float(exact.max()))
 
 
 def test_gram_has_equal_entries_for_equal_rows() -> None:
