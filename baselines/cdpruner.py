@@ -107,6 +107,28 @@ def greedy_map(kernel: Float[Tensor, "t n n"], keep: int, *, official: bool = Fa
     return picks
 
 
+def conditional_kernel(
+    features: Float[Tensor, "n d"], embeds: Float[Tensor, "n c"], text: Float[Tensor, "s c"]
+) -> Float[Tensor, "n n"]:
+    """Make the kernel of one tile: cosines of the tokens, each row and column times the token's relevance.
+
+    Args:
+        features: (n, d), projector output.
+        embeds: (n, c), CLIP patch states after the final layer norm and the visual projection.
+        text: (segments, c), CLIP text embeddings of the prompt.
+
+    Returns:
+        (n, n), computed in float64, in the dtype of the features.
+
+    Examples:
+        >>> conditional_kernel(torch.eye(2), torch.eye(2), torch.tensor([[0.0, 1.0]])).diagonal().round(decimals=3)
+        tensor([1., 0.])
+    """
+    relevance = _relevance(embeds[None], text)[0]  # (n,)
+    rows = unit64(features)
+    return as_given((rows @ rows.T) * relevance[:, None] * relevance, features)
+
+
 def cdpruner(
     image_features: Float[Tensor, "t n d"],
     image_embeds: Float[Tensor, "t n c"],

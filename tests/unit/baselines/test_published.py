@@ -18,7 +18,7 @@ from tokenprune.baselines import (
     VisionZip,
     VisPruner,
 )
-from tokenprune.baselines.cdpruner import cdpruner
+from tokenprune.baselines.cdpruner import cdpruner, conditional_kernel, greedy_map
 from tokenprune.baselines.divprune import divprune
 from tokenprune.baselines.fastervlm import fastervlm
 from tokenprune.baselines.prumerge import prumerge
@@ -188,3 +188,12 @@ def test_tokens_check_the_new_signals() -> None:
     with pytest.raises(TypeError, match="project"):
         Tokens(x, project=3)
     assert Tokens(x, clip_visual=x).take(torch.tensor([1, 2])).n == 2
+
+
+def test_the_kernel_of_cdpruner_gives_its_picks() -> None:
+    torch.manual_seed(0)
+    for n, k in ((5, 3), (40, 12)):
+        features, embeds, text = torch.randn(n, 16), torch.randn(n, 8), torch.randn(2, 8)
+        kernel = conditional_kernel(features.double(), embeds.double(), text.double())
+        picks = cdpruner(features[None], embeds[None], text, k)
+        assert greedy_map(kernel[None], k).tolist() == picks.tolist()
