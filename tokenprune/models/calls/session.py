@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
 
 from tokenprune.core.signals import IMAGE_KEY
+from tokenprune.models.calls.arguments import generate_signature, locked_on_error, named
 from tokenprune.models.calls.batch import Choose, continue_batch, prune_batch, raise_missing_pixels
 from tokenprune.models.calls.generate import generate_pruned
 from tokenprune.models.calls.refuse import (
@@ -78,7 +78,7 @@ class Session(NoCopy):
         self.record = Record(plan.strategy, plan.final_policy)
         self.plain_generate: Callable[..., Any] = self.model.generate
         self.plain_forward: Callable[..., Any] = self.model.forward
-        self.generate_signature = _signature(self.plain_generate)
+        self.generate_signature = generate_signature(self.plain_generate)
         self.forward_signature = inspect.signature(self.model.forward)
         self.installed = Installed(self.model)
         self.is_open = False
@@ -159,7 +159,7 @@ class Session(NoCopy):
         """Stands in for `model.generate`."""
         self.local.expected = None
         self.installed.check("were changed while the context was open")
-        call = _named(self.generate_signature, args, kwargs)
+        call = named(self.generate_signature, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
         refuse_virtual_tokens(self.model)
@@ -196,7 +196,7 @@ class Session(NoCopy):
             else:
                 run = self.inside.follow("generate", result, stack)
             unlock(cache)
-            stack.enter_context(_locked_on_error(cache))
+            stack.enter_context(locked_on_error(cache))
             stack.enter_context(placed(self.adapter, result.pruned))
             stack.enter_context(injected(self.adapter, result.pruned))
             with self.own_generate():
@@ -288,7 +288,7 @@ class Session(NoCopy):
                 "call the original, or make the copy outside the context (DataParallel makes copies in each call when "
                 "it has several devices: give it one)"
             )
-        call = _named(self.forward_signature, args, kwargs) if args else kwargs
+        call = named(self.forward_signature, args, kwargs) if args else kwargs
         if self.is_step() and not self.adapter.has_visual(call):
             return None
         self.local.expected = None
@@ -362,7 +362,7 @@ class Session(NoCopy):
                         "call model(...), and call it from no hook on the model itself"
                     )
                 return stack.pop_all()
-            stack.enter_context(_locked_on_error(expected.cache))
+            stack.enter_context(locked_on_error(expected.cache))
             if expected.pruned is not None:
                 stack.enter_context(injected(self.adapter, expected.pruned.pruned))
                 if self.inside is not None:
@@ -405,32 +405,3 @@ class Session(NoCopy):
 def _end(following: ExitStack, error: BaseException | None) -> None:
     """Close what belongs to a forward, with the error that ended it."""
     following.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
-
-
-@contextmanager
-def _locked_on_error(cache: Any) -> Iterator[None]:  # noqa: ANN401
-    """A call that fails half-way leaves a cache that nobody should continue."""
-    try:
-        yield
-    except BaseException:
-        if cached_length(cache):
-            lock(cache, INTERRUPTED)
-        raise
-
-
-def _signature(method: Callable[..., Any]) -> inspect.Signature:
-    """The signature of a `generate`; one that only passes on what it gets is taken for that of transformers."""
-    signature = inspect.signature(method)
-    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
-        own = inspect.signature(GenerationMixin.generate)
-        return own.replace(parameters=list(own.parameters.values())[1:])
-    return signature
-
-
-def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name: a hook that looked at keywords only would miss what is passed by position."""
-    bound = signature.bind_partial(*args, **kwargs).arguments
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.update(bound.pop(parameter.name, {}))
-    return bound
