@@ -54,18 +54,21 @@ $(OLDEST_STAMP): pyproject.toml constraints.txt
 demo: $(RUN_STAMP)
 	$(BIN)/tokenprune compare
 
+# One process per core, each with one thread: most tests are many small calls.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
+
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not matrix"
+	$(PYTEST) -m "not gpu and not matrix"
 	$(MAKE) --no-print-directory test-paths
 
 # Once more with the plainest code of torch and MKL, which are chosen when these are loaded: what is kept must not change.
 test-paths: $(DEV_STAMP)
-	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -m "not gpu and not matrix" \
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(PYTEST) -m "not gpu and not matrix" \
 		tests/properties/kernels tests/unit/kernels tests/unit/baselines tests/unit/test_alignment.py \
 		tests/parity tests/contract/test_registered.py
 
 test-matrix: $(DEV_STAMP) $(OLDEST_STAMP)
-	$(BIN)/python -m pytest -m matrix tests
+	$(PYTEST) -m matrix tests
 	$(OLDEST)/bin/python -m pytest -m "not gpu" tests/models
 
 check: $(DEV_STAMP)

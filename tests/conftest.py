@@ -5,6 +5,8 @@ import os
 # No test may look for anything on a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tables are as wide as the command makes them, not as the terminal of whoever runs the tests.
+os.environ.pop("COLUMNS", None)
 
 import torch
 from hypothesis import settings
