@@ -65,8 +65,8 @@ def sure_order(
         exact: the scores of some tokens in float64.
 
     Examples:
-        >>> rough, true = np.array([1.0, 2.0, 2.1, 5.0]), np.array([1.0, 2.1, 2.0, 5.0])
-        >>> sure_order(rough, np.full(4, 0.1), 2, true.__getitem__)
+        >>> rough, true = np.array([1.0, 2.0, 2.1, 5.0, 0, 0, 0]), np.array([1.0, 2.1, 2.0, 5.0, 0, 0, 0])
+        >>> sure_order(rough, np.full(7, 0.1), 2, true.__getitem__)
         tensor([3, 1])
     """
     sizes = np.abs(rough)

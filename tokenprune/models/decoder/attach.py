@@ -58,10 +58,12 @@ class Inside(NoCopy):
         return [(cut.layer - 1, layers[cut.layer - 1].mlp) for cut in self.plan.cuts if cut.before_ffn]
 
     @outside_graphs
-    def on_ffn(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Stands before the feed-forward part of decoder layer `number`."""
+    def on_ffn(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401
+        """Cut before the feed-forward part of decoder layer `number`. No keywords: for other threads, see `hooked`."""
         run: DecoderRun | None = getattr(self.local, "run", None)
-        changed = None if run is None else run.before_ffn(number, args[0])
+        changed = None if run is None or kwargs is None else run.before_ffn(number, args[0])
         return None if changed is None else ((changed, *args[1:]), kwargs)
 
     @outside_graphs
@@ -78,11 +80,11 @@ class Inside(NoCopy):
 
     @outside_graphs
     def on_layer(
-        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Stands before decoder layer `number`."""
+        """Act before decoder layer `number`. No keywords: for other threads, see `hooked`."""
         run: DecoderRun | None = getattr(self.local, "run", None)
-        if run is None or getattr(self.local, "within", False):
+        if run is None or kwargs is None or getattr(self.local, "within", False):
             return None
         self.local.served = number
         return run.before_layer(number, args, kwargs)
