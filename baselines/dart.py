@@ -17,8 +17,8 @@ Further, whatever the switch: q = N // 8, so a budget of N keeps N + 4 tokens wh
 
 Deviations: norms and cosines in float64, ties to the lowest index. The strategy meets its budget k exactly: k - 4
 tokens are shared among the 8 pivots, the first ones claim one more where they do not divide; k = N + 4 is the
-program's answer to N. With several images in a prompt, each has its pivots in the text behind it. With less text than
-text pivots, or fewer image tokens than are to be claimed, what there is is taken; the program stops. In a model
+program's answer to N. With several images in a prompt, each has its pivots in the text after it. With less text than
+text pivots, or fewer image tokens than are to be claimed, all of them are taken; the program stops. In a model
 positions count from the first token of each prompt, so that padding does not change the norms.
 """
 

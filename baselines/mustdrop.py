@@ -18,7 +18,7 @@ many windows in every image as in the one with the fewest; here each image stand
 Deviations: attention is summed in float64. When the thresholds would drop everything, the token with the largest
 sum stays; with `official=True` nothing does. The strategy is steps 2 and 3; `merge=True` puts step 1 in front. The
 caches of layers 2 to 14, which the program cuts to the final set after the prompt, keep what entered each layer.
-The key set is a share of the image's original tokens; behind merging in the tower, as in the program, of the tokens
+The key set is a share of the image's original tokens; after merging in the tower, as in the program, of the tokens
 that enter the language model. In models of fewer than 32 layers the default layers are those at the same share of
 the depth.
 """

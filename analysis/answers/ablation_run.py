@@ -188,7 +188,7 @@ def run_ablation(
     need = len(cells) * len(samples) * 2400 + 4 * 2**20
     with RunFolder.open(out, "analyze-ablation", config, fresh=fresh, need_bytes=need) as folder:
         reused = len(read_cells(folder, [cell.id for cell in cells], samples))  # damaged ones are found before work
-        with suppress(KeyboardInterrupt):  # the finished cells are on disk; report what there is
+        with suppress(KeyboardInterrupt):  # the finished cells are on disk and are reported
             run_missing(runner, folder, cells, progress or Silent())
         contents = read_cells(folder, [cell.id for cell in cells], samples)
     units = resampling_units(samples, runner.names)

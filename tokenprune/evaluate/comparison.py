@@ -165,7 +165,7 @@ def _compare(
     read_vision(folder)
     sessions = read_sessions(folder)
     started = _now()
-    with suppress(KeyboardInterrupt):  # the finished cells are on disk; report what there is
+    with suppress(KeyboardInterrupt):  # the finished cells are on disk and are reported
         run_missing(runner, folder, cells, progress)
     contents = read_cells(folder, [cell.id for cell in cells], samples)
     vision = read_vision(folder)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenprune.arguments import brief
 
-_RANKED = (
+REAL_DTYPES = (
     torch.float16,
     torch.bfloat16,
     torch.float32,
@@ -20,6 +20,7 @@ _RANKED = (
     torch.int32,
     torch.int64,
 )
+"""Numbers that can be ranked: no bool, complex, quantised or 8-bit floating point."""
 
 Slack: TypeAlias = float | Float[Tensor, "*b 1"]
 
@@ -63,7 +64,7 @@ def top_k(
     """
     if not isinstance(scores, Tensor):
         raise TypeError(f"top_k: scores must be a torch.Tensor, got {type(scores).__name__}; use torch.as_tensor")
-    if scores.is_nested or scores.layout != torch.strided or scores.dtype not in _RANKED or not scores.ndim:
+    if scores.is_nested or scores.layout != torch.strided or scores.dtype not in REAL_DTYPES or not scores.ndim:
         kind = "nested" if scores.is_nested else f"{scores.dtype} {tuple(scores.shape)} of layout {scores.layout}"
         raise TypeError(f"top_k: scores must be a dense tensor of real numbers, one axis or more, got {kind}")
     if isinstance(k, bool) or not isinstance(k, int):

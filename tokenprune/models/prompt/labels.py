@@ -13,10 +13,10 @@ IGNORED = -100
 
 
 def labels_at(labels: Int[Tensor, "b l"], columns: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
-    """Labels of the columns that are left.
+    """Cut labels to the kept columns.
 
     The models' loss compares the logits of each slot with the label of the next slot. So a label is predicted from the
-    token that is left before it: the first word behind an image from the last token of that image, or, when none is
+    kept token before it: the first word after an image from the last token of that image, or, when none is
     left, from the word before it. The first token of a row has none before it and is ignored.
 
     Args:

@@ -6,17 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_REAL = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-)
+from tokenprune.kernels.rank import REAL_DTYPES
 
 
 def check_tensor(x: torch.Tensor, owner: str, name: str) -> None:
@@ -28,7 +18,7 @@ def check_tensor(x: torch.Tensor, owner: str, name: str) -> None:
     """
     if x.is_nested or x.layout != torch.strided:
         raise ValueError(f"{owner}: {name} must be a dense tensor, got the layout {x.layout}; use .to_dense()")
-    if x.dtype not in _REAL:
+    if x.dtype not in REAL_DTYPES:
         raise TypeError(f"{owner}: {name} must hold real numbers, got dtype {x.dtype}; convert it with .float()")
     if x.is_meta:
         raise ValueError(f"{owner}: {name} is on the device meta, where tensors hold no numbers; load them first")
